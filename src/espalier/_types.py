@@ -1,0 +1,38 @@
+"""The one currency: tensors keyed by full parameter name."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+"""Parameter name -> tensor. A plain `dict`, or a mapping that reads its tensors on access."""
+
+Counts = dict[str, int]
+"""Parameter name -> exact number of entries kept."""
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """A mapping whose tensors are made on access and never kept.
+
+    Scores, allocations and masks take any `Tensors`; given this one they hold one tensor at a time, so a checkpoint
+    larger than memory goes through the same code as a small dict.
+
+    Args:
+        names: the keys, in order.
+        load: makes the tensor of a name; called at each access.
+    """
+
+    def __init__(self, names: Sequence[str], load: Callable[[str], Tensor]) -> None:
+        self._names = dict.fromkeys(names)
+        self._load = load
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
