@@ -1,0 +1,37 @@
+"""Read and write checkpoints: files, shards, Hugging Face folders, live modules, mappings of tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from espalier.checkpoint._base import AbstractCheckpoint, Kind, Layout, TensorInfo
+from espalier.checkpoint.memory import mapping_checkpoint, module_checkpoint
+from espalier.checkpoint.safetensors_file import read_header
+from espalier.checkpoint.stored import StoredCheckpoint
+
+__all__ = ["AbstractCheckpoint", "Kind", "Layout", "TensorInfo", "open_checkpoint"]
+
+
+def open_checkpoint(source: str | Path | nn.Module | Mapping[str, Tensor]) -> AbstractCheckpoint:
+    """Open anything that holds the tensors of a network.
+
+    Args:
+        source: a safetensors file; a module; a mapping of tensors.
+
+    Returns:
+        A mapping that reads one tensor at a time.
+
+    Raises:
+        CheckpointError: the file is missing, corrupt or unsafe, or an item is not a tensor.
+    """
+    if isinstance(source, AbstractCheckpoint):
+        return source
+    if isinstance(source, nn.Module):
+        return module_checkpoint(source)
+    if isinstance(source, Mapping):
+        return mapping_checkpoint(source)
+    path = Path(source)
+    header = read_header(path)
+    layout = Layout(None, {path.name: tuple(header.tensors)})
+    return StoredCheckpoint(header.tensors, path=path, metadata=header.metadata, layout=layout)

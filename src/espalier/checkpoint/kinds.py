@@ -1,0 +1,82 @@
+"""What a tensor is for: known from the module that owns it, guessed from its name in a file."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from espalier.checkpoint._base import REAL_DTYPES, Kind
+
+_BUFFERS = re.compile(r"^(running_(mean|var)|num_batches_tracked|inv_freq|position_ids|total_(ops|params))$")
+_NORM = re.compile(r"norm|(^|_)(bn|ln|gn)(\d|_|$)", re.IGNORECASE)
+_EMBEDDING = re.compile(
+    r"embed|(^|_)emb(\d|_|$)|^wte$|^wpe$|^shared$|(^|_)position|token_type|relative_attention_bias|^(cls|class)_token",
+    re.IGNORECASE,
+)
+_NORM_MODULES = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+_EMBEDDING_MODULES = (nn.Embedding, nn.EmbeddingBag)
+
+
+def guess_kinds(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> dict[str, Kind]:
+    """Guess the kind of each tensor of a file from names, shapes and dtypes.
+
+    A tensor is a norm when its prefix also has a `running_mean`, or when the component before `weight` or
+    `bias` looks like one (`norm1`, `ln_f`, `LayerNorm`); an embedding when that component (of a matrix) or
+    its own last component does (`wte`, `pos_embed`). Only the nearest component counts, so
+    `patch_embed.proj.weight` is a weight.
+    """
+    normed = {name.rpartition(".")[0] for name in shapes if name.rpartition(".")[2] == "running_mean"}
+    return {name: _guess(name, shape, dtypes[name], normed) for name, shape in shapes.items()}
+
+
+def _guess(name: str, shape: tuple[int, ...], dtype: torch.dtype, normed: set[str]) -> Kind:
+    prefix, _, last = name.rpartition(".")
+    if dtype not in REAL_DTYPES or _BUFFERS.match(last):
+        return "buffer"
+    if prefix in normed:
+        return "norm"
+    if last not in ("weight", "bias"):
+        return "embedding" if _EMBEDDING.search(last) else "weight"
+    parts = prefix.split(".")
+    if len(shape) < 2 and len(parts) > 1 and parts[-1].isdigit():
+        parts.pop()  # norms.3.weight: a vector in a numbered list takes the name of the list
+    if _NORM.search(parts[-1]):
+        return "norm"
+    if last == "weight" and len(shape) == 2 and _EMBEDDING.search(parts[-1]):
+        return "embedding"
+    return "weight"
+
+
+def module_kinds(module: nn.Module) -> dict[str, Kind]:
+    """The kind of every parameter and buffer of a module, under every name it has.
+
+    The type of the owner decides: torch's normalization and embedding layers, and classes whose name ends in
+    "Norm". Parameters that a class outside torch owns directly (`pos_embed` of a vision transformer) are
+    guessed by name.
+    """
+    kinds: dict[str, Kind] = {}
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        for name, parameter in owner.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            kinds[name] = _owned_kind(owner, name, parameter)
+        for name, _ in owner.named_buffers(prefix, recurse=False, remove_duplicate=False):
+            kinds[name] = "buffer"
+    return kinds
+
+
+def _owned_kind(owner: nn.Module, name: str, parameter: torch.Tensor) -> Kind:
+    if parameter.dtype not in REAL_DTYPES:
+        return "buffer"
+    if isinstance(owner, _NORM_MODULES) or type(owner).__name__.endswith("Norm"):
+        return "norm"
+    if isinstance(owner, _EMBEDDING_MODULES):
+        return "embedding"
+    if type(owner).__module__.startswith("torch.nn."):
+        return "weight"
+    return _guess(name, tuple(parameter.shape), parameter.dtype, set())
