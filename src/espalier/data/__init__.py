@@ -1,0 +1,37 @@
+"""Data sets: frozen values with a training, validation and test split, and batches without hidden state."""
+
+from espalier.data._base import (
+    IMAGENET,
+    VALIDATION_SEED,
+    AbstractSplit,
+    Augmentation,
+    Batch,
+    Dataset,
+    Normalization,
+    Options,
+    TensorSplit,
+    data_folder,
+)
+from espalier.data.digits import digits
+from espalier.data.folder import FolderSplit, image_folder
+from espalier.data.parquet import hub, parquet
+from espalier.data.torchvision_data import torchvision_data
+
+__all__ = [
+    "IMAGENET",
+    "VALIDATION_SEED",
+    "AbstractSplit",
+    "Augmentation",
+    "Batch",
+    "Dataset",
+    "FolderSplit",
+    "Normalization",
+    "Options",
+    "TensorSplit",
+    "data_folder",
+    "digits",
+    "hub",
+    "image_folder",
+    "parquet",
+    "torchvision_data",
+]
