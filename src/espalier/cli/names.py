@@ -1,0 +1,113 @@
+"""The only place where words become objects: one literal table a family.
+
+Every function imports what it needs when it is called, so that `--help` stays instant.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from espalier._errors import EspalierError, near
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from espalier.allocate import AbstractAllocation
+    from espalier.amount import AbstractAmount
+    from espalier.data import Dataset
+
+T = TypeVar("T")
+
+
+def look_up(what: str, word: str, table: Mapping[str, T]) -> T:
+    """The entry of a table, or an error that lists the words and suggests a near one."""
+    if word in table:
+        return table[word]
+    raise EspalierError(f"unknown {what} {word!r}; known: {', '.join(table)}.{near(word, table)}")
+
+
+def fraction(what: str, word: str) -> float:
+    """A number such as 0.9 or 90%, as a fraction."""
+    try:
+        return float(word[:-1]) / 100 if word.endswith("%") else float(word)
+    except ValueError:
+        raise EspalierError(f"{what} must be a number such as 0.9 or 90%, got {word!r}") from None
+
+
+def amount(word: str, *, axis: str = "cosine") -> "AbstractAmount":
+    """The rule behind `utopia`, `safe`, `safe=paper`, `cosine=0.99`, `effective`, `knee`, or a number."""
+    from espalier.amount import CosineTarget, EffectiveSize, Given, Knee, Safe, Utopia
+
+    name, _, value = word.partition("=")
+    if name[:1].isdigit() or name[:1] in ".-+":
+        return Given(fraction("the amount", word))
+    table: dict[str, Callable[[], AbstractAmount]] = {
+        "utopia": lambda: Utopia(axis),  # type: ignore[arg-type]
+        "safe": lambda: Safe(mode=value or "monotone"),  # type: ignore[arg-type]
+        "cosine": lambda: CosineTarget(fraction("the cosine", value or "0.99")),
+        "effective": lambda: EffectiveSize(float(value or 1.0)),
+        "knee": lambda: Knee(axis),  # type: ignore[arg-type]
+    }
+    return look_up("amount", name, table)()
+
+
+def allocation(word: str, floor: float) -> "AbstractAllocation":
+    """How a total is spread over the tensors."""
+    from espalier.allocate import ERK, LAMP, Global, Uniform, UniformPlus
+
+    table: dict[str, Callable[[], AbstractAllocation]] = {
+        "global": lambda: Global(floor=floor),
+        "uniform": lambda: Uniform(floor=floor),
+        "uniform+": lambda: UniformPlus(floor=floor),
+        "erk": lambda: ERK(floor=floor),
+        "lamp": lambda: LAMP(floor=floor),
+    }
+    return look_up("allocation", word, table)()
+
+
+def nm_pattern(word: str) -> tuple[int, int]:
+    """`2:4` as (2, 4)."""
+    kept, _, group = word.partition(":")
+    if kept.isdigit() and group.isdigit() and 0 < int(kept) < int(group):
+        return int(kept), int(group)
+    raise EspalierError(f"--nm must be kept:group with 0 < kept < group, such as 2:4, got {word!r}")
+
+
+def model(word: str) -> "nn.Module":
+    """A fresh network by name; its weights come from the checkpoint."""
+    from espalier.models import CifarResNet, DigitsCNN, LeNet5, hf_model, imported, torchvision_model
+
+    if word.startswith("torchvision:"):
+        return torchvision_model(word.removeprefix("torchvision:"))
+    if word.startswith("hf:"):
+        return hf_model(word.removeprefix("hf:"))
+    if ":" in word:
+        return imported(word)
+    table: dict[str, Callable[[], nn.Module]] = {
+        "lenet5": LeNet5,
+        "digits_cnn": DigitsCNN,
+        **{f"resnet{depth}": lambda depth=depth: CifarResNet(depth) for depth in (20, 32, 44, 56, 110)},
+    }
+    return look_up("model", word, table)()
+
+
+def dataset(word: str, root: Path | None, *, limit: int | None = None, validation: float = 0.1) -> "Dataset":
+    """`digits`, `torchvision:NAME`, a folder (of parquet files, or of images), or a hub name."""
+    from espalier import data
+
+    options = data.Options(limit=limit, validation=validation)
+    if word == "digits":
+        return data.digits(options)
+    if word.startswith("torchvision:"):
+        return data.torchvision_data(word.removeprefix("torchvision:"), root, options)
+    for folder in (Path(word), *([root / word] if root else [])):
+        if folder.is_dir():
+            if any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet")):
+                return data.parquet(folder, options, data=root)
+            return data.image_folder(folder, options, data=root)
+    if word.count("/") == 1 and not word.startswith((".", "/")):
+        return data.hub(word, options)
+    raise EspalierError(
+        f"unknown data {word!r}; known: digits, torchvision:NAME, a folder (here or in --data-root / ESPALIER_DATA), "
+        f"or a hub name owner/name.{near(word, ['digits', 'torchvision:MNIST', 'torchvision:CIFAR10'])}"
+    )
