@@ -6,8 +6,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from espalier.checkpoint._base import AbstractCheckpoint, Kind, Layout, TensorInfo
+from espalier.checkpoint.folder import read_path
 from espalier.checkpoint.memory import mapping_checkpoint, module_checkpoint
-from espalier.checkpoint.safetensors_file import read_header
+from espalier.checkpoint.names import network_names
 from espalier.checkpoint.stored import StoredCheckpoint
 
 __all__ = ["AbstractCheckpoint", "Kind", "Layout", "TensorInfo", "open_checkpoint"]
@@ -32,6 +33,11 @@ def open_checkpoint(source: str | Path | nn.Module | Mapping[str, Tensor]) -> Ab
     if isinstance(source, Mapping):
         return mapping_checkpoint(source)
     path = Path(source)
-    header = read_header(path)
-    layout = Layout(None, {path.name: tuple(header.tensors)})
-    return StoredCheckpoint(header.tensors, path=path, metadata=header.metadata, layout=layout)
+    table = read_path(path)
+    stored, aliases, renamed = network_names(table.stored, table.aliases)
+    files = {
+        file: tuple(renamed[name] for name in names if name in renamed)
+        for file, names in table.layout.files.items()
+    }
+    layout = Layout(table.layout.folder, files, table.layout.index)
+    return StoredCheckpoint(stored, path=path, aliases=aliases, metadata=table.metadata, layout=layout)

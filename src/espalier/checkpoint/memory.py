@@ -44,38 +44,28 @@ def drop_aliases(named: Iterable[tuple[str, Tensor]]) -> tuple[dict[str, Tensor]
     """Split tensors into the first of each and the names that repeat it.
 
     Two tensors are the same when storage, offset, shape, stride and dtype agree; overlapping but different
-    views stay separate tensors. Empty tensors are never the same: they have no memory to share.
+    views stay separate tensors. Empty tensors have no memory to share and are the same only as objects.
     """
     first: dict[object, str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     for name, tensor in named:
         key = _identity(tensor)
-        if key is not None and key in first:
+        if key in first:
             aliases[name] = first[key]
         else:
+            first[key] = name
             tensors[name] = tensor
-            if key is not None:
-                first[key] = name
     return tensors, aliases
 
 
 def _identity(tensor: Tensor) -> object:
-    if (
-        tensor.layout != torch.strided
-        or tensor.is_quantized
-        or not tensor.numel()
-        or tensor.device.type == "meta"
-    ):
+    if tensor.layout != torch.strided or tensor.is_quantized or not tensor.numel():
         return id(tensor)
-    return (
-        tensor.device,
-        tensor.untyped_storage().data_ptr(),
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
+    storage = tensor.untyped_storage()
+    memory = storage._cdata if tensor.device.type == "meta" else storage.data_ptr()
+    view = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return tensor.device, memory, view
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
