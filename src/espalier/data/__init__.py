@@ -11,6 +11,7 @@ from espalier.data._base import (
     Options,
     TensorSplit,
     data_folder,
+    seeded,
 )
 from espalier.data.digits import digits
 from espalier.data.folder import FolderSplit, image_folder
@@ -33,5 +34,6 @@ __all__ = [
     "hub",
     "image_folder",
     "parquet",
+    "seeded",
     "torchvision_data",
 ]

@@ -196,6 +196,11 @@ class AbstractSplit(ABC):
             [rows[index::processes] for rows in torch.split(order, size)], seed, epoch, augment
         )
 
+    def steps(self, batch_size: int, processes: int = 1) -> int:
+        """Number of batches that `batches` gives each of so many processes."""
+        n = len(self)
+        return -(-(n - n % batch_size % processes) // batch_size)
+
     def inputs(self, batch_size: int, *, seed: int | None = None, epoch: int = 0) -> Iterator[Tensor]:
         """Inputs only, as `batches` gives them: for everything that must not look at labels."""
         for x, _ in self.batches(batch_size, seed=seed, epoch=epoch):
