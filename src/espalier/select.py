@@ -1,0 +1,151 @@
+"""Which tensors of a checkpoint take part: scope, then `include` and `exclude` globs."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+from espalier._errors import EspalierError, listing, near
+from espalier.checkpoint import AbstractCheckpoint, TensorInfo
+
+Scope = Literal["weights", "paper", "all"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The prunable tensors of a checkpoint, in file order, tied ones once.
+
+    Args:
+        names: full parameter names.
+        shapes: name -> shape.
+        parameters: every floating non-buffer entry of the checkpoint, selected or not, tied ones once; the
+            denominator of "zeros / all parameters".
+        scope: the scope the names were taken from.
+    """
+
+    names: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+    parameters: int
+    scope: Scope = "weights"
+
+    @property
+    def entries(self) -> int:
+        """Selected entries: the denominator of the sparsity."""
+        return sum(self.entries_of(name) for name in self.names)
+
+    def entries_of(self, name: str) -> int:
+        """Entries of one selected tensor, a Python int at any size."""
+        count = 1
+        for size in self.shapes[name]:
+            count *= size
+        return count
+
+
+def select(
+    checkpoint: AbstractCheckpoint,
+    scope: Scope = "weights",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Selection:
+    """Choose the tensors to prune; reads no tensor.
+
+    Scopes. "weights": real floating tensors of two or more dimensions that are neither normalization nor
+    embedding nor buffer. "paper": every floating non-buffer tensor whose last name component is `weight` or
+    `bias`, batch-norm and biases included, as in the published demo (which therefore leaves out
+    `in_proj_weight`, `weight_ih_l0` and tokens). "all": every floating non-buffer tensor.
+
+    Args:
+        checkpoint: what to choose from.
+        scope: which tensors are candidates.
+        include: globs on full names (`fnmatch`, case-sensitive; `*` also matches dots); a candidate stays
+            when one matches. Empty: all stay. The name of a tied tensor stands for the one it repeats.
+        exclude: globs on full names; a candidate that matches one is left out.
+
+    Returns:
+        The selection, in the order of the file.
+
+    Raises:
+        EspalierError: unknown scope; a pattern that matches no tensor, or none of the scope; nothing left.
+    """
+    if scope not in get_args(Scope):
+        raise EspalierError(f"scope {scope!r} is unknown; use one of {', '.join(get_args(Scope))}")
+    infos = checkpoint.infos
+    candidates = [name for name, info in infos.items() if _SCOPES[scope](name, info)]
+    names = candidates
+    if include:
+        kept = _matching(include, candidates, checkpoint, scope, "include")
+        names = [name for name in names if name in kept]
+    if exclude:
+        dropped = _matching(exclude, candidates, checkpoint, scope, "exclude")
+        names = [name for name in names if name not in dropped]
+    if not names:
+        raise EspalierError(_nothing_left(infos, candidates, scope))
+    return Selection(
+        names=tuple(names),
+        shapes={name: infos[name].shape for name in names},
+        parameters=sum(info.entries for info in infos.values() if _prunable(info)),
+        scope=scope,
+    )
+
+
+def _prunable(info: TensorInfo) -> bool:
+    return info.floating and info.kind != "buffer"
+
+
+def _in_weights(name: str, info: TensorInfo) -> bool:
+    return info.floating and info.kind == "weight" and len(info.shape) >= 2
+
+
+def _in_paper(name: str, info: TensorInfo) -> bool:
+    return _prunable(info) and name.rpartition(".")[2] in ("weight", "bias")
+
+
+def _in_all(name: str, info: TensorInfo) -> bool:
+    return _prunable(info)
+
+
+_SCOPES: dict[Scope, Callable[[str, TensorInfo], bool]] = {
+    "weights": _in_weights,
+    "paper": _in_paper,
+    "all": _in_all,
+}
+
+
+def _matching(
+    patterns: Sequence[str],
+    candidates: Sequence[str],
+    checkpoint: AbstractCheckpoint,
+    scope: Scope,
+    option: str,
+) -> set[str]:
+    """Candidates that match a pattern; every pattern has to match at least one."""
+    if isinstance(patterns, str):
+        raise EspalierError(f"{option}={patterns!r} is one string; pass a list of patterns: [{patterns!r}]")
+    found: set[str] = set()
+    for pattern in patterns:
+        everywhere = set(_glob(pattern, checkpoint.infos))
+        everywhere |= {checkpoint.aliases[alias] for alias in _glob(pattern, checkpoint.aliases)}
+        inside = everywhere.intersection(candidates)
+        if not everywhere:
+            known = [*checkpoint.infos, *checkpoint.aliases]
+            raise EspalierError(f"{option} pattern {pattern!r} matches no tensor.{near(pattern, known)}")
+        if not inside:
+            raise EspalierError(
+                f"{option} pattern {pattern!r} matches {listing(sorted(everywhere))}, outside scope "
+                f"{scope!r}; use a wider scope.{near(pattern, candidates)}"
+            )
+        found |= inside
+    return found
+
+
+def _glob(pattern: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def _nothing_left(infos: dict[str, TensorInfo], candidates: Sequence[str], scope: Scope) -> str:
+    if candidates:
+        return f"the patterns leave none of the {len(candidates)} tensors of scope {scope!r}; relax them"
+    floating = [name for name, info in infos.items() if _prunable(info)]
+    if not floating:
+        return f"nothing can be selected: none of the {len(infos)} tensors holds floating-point weights"
+    return f"scope {scope!r} selects nothing; scope 'all' would select {listing(floating)}"
