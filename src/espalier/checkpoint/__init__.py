@@ -1,43 +1,20 @@
 """Read and write checkpoints: files, shards, Hugging Face folders, live modules, mappings of tensors."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from torch import Tensor, nn
-
 from espalier.checkpoint._base import AbstractCheckpoint, Kind, Layout, TensorInfo
-from espalier.checkpoint.folder import read_path
-from espalier.checkpoint.memory import mapping_checkpoint, module_checkpoint
-from espalier.checkpoint.names import network_names
-from espalier.checkpoint.stored import StoredCheckpoint
+from espalier.checkpoint.opening import open_checkpoint
+from espalier.checkpoint.sparse import load_sparse, unpack
+from espalier.checkpoint.write import Written, atomic, rewrite, save_checkpoint
 
-__all__ = ["AbstractCheckpoint", "Kind", "Layout", "TensorInfo", "open_checkpoint"]
-
-
-def open_checkpoint(source: str | Path | nn.Module | Mapping[str, Tensor]) -> AbstractCheckpoint:
-    """Open anything that holds the tensors of a network.
-
-    Args:
-        source: a safetensors file; a module; a mapping of tensors.
-
-    Returns:
-        A mapping that reads one tensor at a time.
-
-    Raises:
-        CheckpointError: the file is missing, corrupt or unsafe, or an item is not a tensor.
-    """
-    if isinstance(source, AbstractCheckpoint):
-        return source
-    if isinstance(source, nn.Module):
-        return module_checkpoint(source)
-    if isinstance(source, Mapping):
-        return mapping_checkpoint(source)
-    path = Path(source)
-    table = read_path(path)
-    stored, aliases, renamed = network_names(table.stored, table.aliases)
-    files = {
-        file: tuple(renamed[name] for name in names if name in renamed)
-        for file, names in table.layout.files.items()
-    }
-    layout = Layout(table.layout.folder, files, table.layout.index)
-    return StoredCheckpoint(stored, path=path, aliases=aliases, metadata=table.metadata, layout=layout)
+__all__ = [
+    "AbstractCheckpoint",
+    "Kind",
+    "Layout",
+    "TensorInfo",
+    "Written",
+    "atomic",
+    "load_sparse",
+    "open_checkpoint",
+    "rewrite",
+    "save_checkpoint",
+    "unpack",
+]

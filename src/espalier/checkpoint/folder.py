@@ -9,6 +9,7 @@ from typing import Any
 from espalier._errors import CheckpointError, listing
 from espalier.checkpoint._base import Layout
 from espalier.checkpoint.safetensors_file import read_header
+from espalier.checkpoint.sparse_format import SPARSE_KEY, sparse_table
 from espalier.checkpoint.stored import AbstractStored, open_file
 from espalier.checkpoint.torch_file import read_torch
 
@@ -76,9 +77,12 @@ def read_one(path: Path, folder: Path | None) -> Table:
     """Read one file of either format, told apart by its first bytes."""
     if is_safetensors(path):
         header = read_header(path)
+        metadata = dict(header.metadata)
         stored: dict[str, AbstractStored] = dict(header.tensors)
-        aliases = _recorded_aliases(stored, header.metadata)
-        metadata = {key: text for key, text in header.metadata.items() if key not in aliases}
+        if SPARSE_KEY in metadata:
+            stored = sparse_table(path, header.tensors, metadata.pop(SPARSE_KEY))
+        aliases = _recorded_aliases(stored, metadata)
+        metadata = {key: text for key, text in metadata.items() if key not in aliases}
     else:
         table = read_torch(path)
         stored, aliases, metadata = table.stored, table.aliases, {}

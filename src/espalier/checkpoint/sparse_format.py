@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -212,9 +212,8 @@ def dump_map(entries: Mapping[str, Entry]) -> str:
     return json.dumps({"version": VERSION, "tensors": tensors}, separators=(",", ":"))
 
 
-def physical_names(name: str, taken: Iterable[str]) -> tuple[str, str]:
+def physical_names(name: str, taken: Set[str]) -> tuple[str, str]:
     """Names for the mask and the values of a tensor that no other tensor has."""
-    taken = set(taken)
     stem = f"{name}.espalier"
     while f"{stem}_mask" in taken or f"{stem}_values" in taken:
         stem += "_"
