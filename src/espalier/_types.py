@@ -14,8 +14,8 @@ Counts = dict[str, int]
 class LazyTensors(Mapping[str, Tensor]):
     """A mapping whose tensors are made on access and never kept.
 
-    Scores, allocations and masks take any `Tensors`; given this one they hold one tensor at a time, so a checkpoint
-    larger than memory goes through the same code as a small dict.
+    Scores, allocations and masks take any `Tensors`; given this one they hold one tensor at a time, so a
+    checkpoint larger than memory goes through the same code as a small dict.
 
     Args:
         names: the keys, in order.
@@ -30,6 +30,9 @@ class LazyTensors(Mapping[str, Tensor]):
         if name not in self._names:
             raise KeyError(name)
         return self._load(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # the inherited test would make the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

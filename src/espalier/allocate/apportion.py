@@ -57,17 +57,16 @@ def _below(weight: Floats, low: Whole, high: Whole, total: int) -> Whole:
     weight`, so that what remains has clearly the highest priorities.
     """
 
-    def numbers(scale: float) -> Whole:
-        wanted = np.minimum(np.floor(scale * weight + 0.5) - 1, high.astype(np.float64))
+    def numbers(scale: float, less: int) -> Whole:
+        wanted = np.minimum(np.floor(scale * weight + 0.5), high.astype(np.float64)) - less
         clipped: Whole = np.clip(wanted.astype(np.int64), low, high)
         return clipped
 
-    enough = float(((high + 2) / weight).max()) if len(weight) else 0.0
-    few, many = 0.0, enough
+    few, many = 0.0, float(((high + 1) / weight).max()) if len(weight) else 0.0
     for _ in range(200):
         middle = (few + many) / 2
-        if numbers(middle).sum() <= total:
+        if numbers(middle, 0).sum() <= total:
             few = middle
         else:
             many = middle
-    return numbers(few)
+    return numbers(few, 1)

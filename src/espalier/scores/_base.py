@@ -67,9 +67,14 @@ def ranked(score: AbstractScore, evidence: Evidence) -> Tensors:
         raise EspalierError(f"{type(score).__name__} needs {listing(missing)}, which nothing has gathered.")
     evidence = replace(evidence, weights=_LatestOnly(evidence.weights))
     raw = score.scores(evidence)
-    for name in evidence.weights.keys() ^ raw.keys():
-        who = "has no score for" if name in evidence.weights else "scored the unknown"
-        raise EspalierError(f"{type(score).__name__} {who} parameter {name!r}.{near(name, raw)}")
+    for name in evidence.weights:
+        if name not in raw:
+            raise EspalierError(
+                f"{type(score).__name__} has no score for parameter {name!r}.{near(name, raw)}"
+            )
+    for name in raw:
+        if name not in evidence.weights:
+            raise EspalierError(f"{type(score).__name__} scored the unknown parameter {name!r}.")
 
     def load(name: str) -> Tensor:
         weight, values = evidence.weights[name].detach(), raw[name].detach()
@@ -102,6 +107,9 @@ class _LatestOnly(Mapping[str, Tensor]):
         if self._latest is None or self._latest[0] != name:
             self._latest = (name, self._tensors[name])
         return self._latest[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # the inherited test would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
