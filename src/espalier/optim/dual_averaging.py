@@ -1,0 +1,570 @@
+"""The optimizer: latent + base step + threshold law + prox."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from espalier._errors import EspalierError
+from espalier.optim import _members
+from espalier.optim._compiled import step_compiled
+from espalier.optim._kernels import Base, Batch, Kind, Threshold, step_all, step_each
+from espalier.optim._members import Member
+from espalier.optim._sharding import local, sum_rows
+from espalier.optim.laws import AbstractLaw, AbstractPathLaw, Clock, TargetSparsity
+from espalier.optim.options import check_gradient, check_group, check_parameter, effective_rate
+from espalier.optim.report import MaskReport, TensorMask
+
+Group = dict[str, Any]
+
+_GUARD_EVERY = 32  # steps between two searches of the ceilings that `min_kept` sets
+_BUFFERS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+
+
+class DualAveraging(Optimizer):
+    r"""Dual averaging with a soft threshold: gRDA, RDA, target sparsity and proximal SGD are instances.
+
+    The base step moves a latent v that starts as a copy of the weights and is never thresholded itself; the
+    weights are its soft threshold, so a pruned weight can come back as long as its latent moves.
+
+    .. math::
+        d_n &= \text{direction of the base step from } \nabla f(w_{n-1}) \\
+        v_n &= v_{n-1} - \gamma_n d_n, \quad v_0 = w_0 \\
+        w_n &= S_{g_n}(v_n) = \mathrm{sign}(v_n) (|v_n| - g_n)_+
+
+    With a plain gradient step and `PowerLaw` this is Algorithm 2 of arXiv 2006.09358. With c = 0 it is
+    `torch.optim.SGD`, bit for bit on the default and foreach paths.
+
+    **Base steps.** `momentum` (heavy ball, or Nesterov) keeps the theory's limit with the rate gamma / (1 -
+    momentum), which is the rate that the laws see. `betas` makes Adam-type steps: they move along
+    preconditioned directions, so "flat" is measured in their metric and the paper's theorem does not cover
+    them; the laws see `lr` itself.
+
+    **Weight decay** (`decay`):
+    "coupled" adds weight_decay * w to the gradient. The theorem then holds for the loss with the l2 penalty, whose
+    Hessian has no exact null space: directions count as flat only while weight_decay * t is small.
+    "decoupled" multiplies the latent by 1 - lr * weight_decay each step. The latent forgets w_0, and the theorem fails:
+    with a long memory the path is no longer the SGD path minus a threshold.
+    "prox" moves the penalty into the prox (elastic net): w = S_g(v) / (1 + weight_decay * t), t the sum of the rates.
+    The latent still sums gradients alone, so the identities of dual averaging hold for it. For parameters
+    without threshold and for `Lasso` it is the proximal step of the same penalty, / (1 + lr * weight_decay).
+
+    **Scope.** Parameters with fewer than two dimensions (norms, biases) take the base step alone, without a
+    latent; `scope="paper"` thresholds all; a group's `prune` (True or False) overrides both.
+
+    **Clock.** Threshold, time and step count belong to a group and advance at every `step`, also for
+    parameters whose gradient is None; those stay put, and at their next gradient meet the group's threshold,
+    like all others. A group added later starts its own clock at zero: it is not thresholded by a history that
+    it does not have. Groups with equal `TargetSparsity` laws form one pool with the first group's clock.
+
+    **Freezing.** `freeze` fixes the zeros: latents are dropped, weights continue from their (shrunk) values
+    under the base step, and the threshold stands still. A target freezes by itself at its last step, because
+    no soft threshold keeps an exact count while the latents move.
+
+    **Memory.** Per thresholded entry one latent (float32, or float64 for float64 parameters), and what the
+    base step needs; nothing but the base step's for others. bfloat16 and float16 parameters always keep a
+    float32 copy that takes the steps. After freezing: a bool instead of the latent.
+
+    **NaN.** A NaN gradient enters latent and weight of its entry, as in SGD, and stays visible there (the
+    prox of NaN is NaN, never 0); other entries are not touched. Skip such steps before they are taken, as
+    `GradScaler` does.
+
+    Weights that are overwritten from outside after the first step are overwritten back from the latent: call
+    `restart` then. Under FSDP2 the state has the parameters' shards and placements; thresholds are global.
+
+    Args:
+        params: parameters, named parameters, or groups; groups may override every option below, the law
+            included.
+        lr: gamma >= 0.
+        law: how the threshold moves.
+        momentum: in [0, 1).
+        nesterov: look ahead; needs momentum.
+        betas: decay of Adam's two averages, for an Adam-type base step.
+        eps: > 0, of the Adam-type step.
+        weight_decay: >= 0.
+        decay: where the decay acts, see above.
+        scope: which parameters are thresholded.
+        prune: True or False thresholds all or none of a group.
+        min_kept: in [0, 1): no tensor keeps a smaller fraction. Searched every 32 steps from a sample, hence
+            approximate between; exact when a target freezes. Needs a law with a latent.
+        freeze_below: `mask_report` freezes when the churn since the report before it is at most this.
+        maximize: ascend.
+        foreach: all tensors of an operation at once. Default: yes on accelerators; on a CPU tensor by tensor
+            in pieces of a cache's size, which gives the same bits.
+        compiled: one `torch.compile` graph per kind of parameter, with the least memory traffic; equal to the
+            other paths up to fused multiply-adds. The first step compiles (a minute or more for hundreds of
+            tensors).
+
+    Raises:
+        EspalierError: an option is out of range or contradicts another.
+
+    Example:
+        >>> import torch
+        >>> from espalier.optim import DualAveraging, LinearLaw
+        >>> w = torch.nn.Parameter(torch.tensor([[1.0, 0.1, -1.0]]))
+        >>> optimizer = DualAveraging([w], lr=0.5, law=LinearLaw(penalty=0.4))
+        >>> w.sum().backward()
+        >>> optimizer.step()
+        >>> w.data  # the latent is 0.5, -0.4, -1.5 and the threshold 0.2
+        tensor([[ 0.3000, -0.2000, -1.3000]])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor,
+        *,
+        law: AbstractLaw,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        betas: tuple[float, float] | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decay: Literal["coupled", "decoupled", "prox"] = "coupled",
+        scope: Literal["weights", "paper"] = "weights",
+        prune: bool | None = None,
+        min_kept: float = 0.0,
+        freeze_below: float | None = None,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
+        options = {
+            "lr": lr,
+            "law": law,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "betas": betas,
+            "eps": eps,
+        }
+        options |= {"weight_decay": weight_decay, "decay": decay, "scope": scope, "prune": prune}
+        options |= {"min_kept": min_kept, "freeze_below": freeze_below}
+        options |= {"maximize": maximize, "foreach": foreach, "compiled": compiled}
+        clock = {"steps": 0, "time": 0.0, "threshold": 0.0, "frozen": False}
+        super().__init__(params, {**options, **clock})
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters with their own options and, starting now, their own clock.
+
+        Args:
+            param_group: `params` and any option of the constructor; other keys are kept for schedulers.
+
+        Raises:
+            EspalierError: an option is out of range, or a parameter is complex or integer.
+        """
+        check_group({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for parameter in group["params"]:
+                check_parameter(parameter)
+        except EspalierError:
+            self.param_groups.pop()
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step. The host never waits for the device, but for one count when a target first applies.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            EspalierError: a gradient is sparse, or a target cannot be reached from these weights.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._start(group)
+            _tick(group)
+        pools = self._pools()
+        for law, groups in pools:
+            self._search(law, groups)
+        for group in self.param_groups:
+            for batch, base in self._batches(group):
+                _path(group, batch)(batch, base)
+        for law, groups in pools:
+            if groups[0]["steps"] >= law.steps:
+                self._settle(law, groups)
+        return loss
+
+    # --- thresholds
+    # ---------------------------------------------------------------------------------------------
+
+    def _members(self, group: Group) -> list[Member]:
+        """The group's thresholded parameters that train."""
+        return [
+            Member(name, parameter, self.state[parameter])
+            for name, parameter in _named(self.param_groups, group)
+            if _prunes(group, parameter) and parameter.requires_grad
+        ]
+
+    def _pools(self) -> list[tuple[TargetSparsity, list[Group]]]:
+        """Groups that share a target which is not reached yet."""
+        pools: list[tuple[TargetSparsity, list[Group]]] = []
+        for group in self.param_groups:
+            law = group["law"]
+            if not isinstance(law, TargetSparsity) or group["frozen"]:
+                continue
+            for known, groups in pools:
+                if known == law:
+                    groups.append(group)
+                    break
+            else:
+                pools.append((law, [group]))
+        return pools
+
+    def _search(self, law: TargetSparsity, groups: list[Group]) -> None:
+        """Thresholds of a pool at this step, if they are due."""
+        step = groups[0]["steps"]
+        if step != 1 and not law.due(step):
+            return
+        members, caps = self._pooled(groups)
+        if members and step == 1:
+            _members.check_target(law, members, caps)
+        if members and law.due(step):
+            _members.set_thresholds(law, members, caps, step)
+
+    def _pooled(self, groups: list[Group]) -> tuple[list[Member], list[int]]:
+        """A pool's parameters, and how many zeros each may have."""
+        members, least = [], []
+        for group in groups:
+            found = self._members(group)
+            members += found
+            least += [group["min_kept"]] * len(found)
+        return members, _members.limits(members, least)
+
+    def _settle(self, law: TargetSparsity, groups: list[Group]) -> None:
+        """Prune to exactly the target and freeze."""
+        members, caps = self._pooled(groups)
+        divisors = [_ridge(group, dual=True) + 1 for group in groups for _ in self._members(group)]
+        masks = _members.settle(law, members, caps, divisors) if members else []
+        for member, mask in zip(members, masks, strict=True):
+            _fix(member, mask)
+        for group in groups:
+            group["frozen"] = True
+
+    # --- the step
+    # -----------------------------------------------------------------------------------------------
+
+    def _start(self, group: Group) -> None:
+        """Make the state of parameters that meet their first gradient; refresh the guard's ceilings."""
+        dual = group["law"].dual and not group["frozen"]
+        for name, parameter in _named(self.param_groups, group):
+            if parameter.grad is None:
+                continue
+            check_gradient(parameter.grad, name)
+            state = self.state[parameter]
+            wide = _wide(parameter.dtype)
+            if (
+                "latent" not in state
+                and "mask" not in state
+                and ((dual and _prunes(group, parameter)) or wide)
+            ):
+                state["latent"] = parameter.detach().clone().to(wide or parameter.dtype)
+            for buffer in _buffers(group):
+                if buffer not in state:
+                    state[buffer] = torch.zeros_like(parameter, dtype=wide or parameter.dtype)
+        if isinstance(group["law"], AbstractPathLaw) and dual and group["min_kept"]:
+            members = self._members(group)
+            if members and group["steps"] % _GUARD_EVERY == 0:
+                _members.set_ceilings(members, _members.limits(members, [group["min_kept"]] * len(members)))
+
+    def _batches(self, group: Group) -> Iterator[tuple[Batch, Base]]:
+        """The group's parameters that have a gradient, by what can be updated together."""
+        alike: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                kind = self._kind(group, parameter)
+                separate = "latent" in self.state[parameter]
+                alike[kind, separate, parameter.device, parameter.dtype, parameter.grad.dtype].append(
+                    parameter
+                )
+        for (kind, separate, *_), parameters in alike.items():
+            yield self._batch(group, kind, separate, parameters), _base(group, kind)
+
+    def _kind(self, group: Group, parameter: Tensor) -> Kind:
+        """How this parameter's weights follow from what the base step moves."""
+        if "mask" in self.state[parameter]:
+            return Kind.MASKED
+        if group["frozen"] or not _prunes(group, parameter):
+            return Kind.DENSE
+        return Kind.LATENT if group["law"].dual else Kind.LAST
+
+    def _batch(self, group: Group, kind: Kind, separate: bool, parameters: list[Tensor]) -> Batch:
+        """Local tensors of parameters that are updated together."""
+        states = [self.state[parameter] for parameter in parameters]
+        buffers = _buffers(group)
+        for state in states:
+            state["step"] = state.get("step", 0) + 1
+
+        def listed(key: str, wanted: bool) -> list[Tensor] | None:
+            return [local(state[key]) for state in states] if wanted else None
+
+        weights = [local(parameter.detach()) for parameter in parameters]
+        return Batch(
+            kind=kind,
+            moved=[local(state["latent"]) for state in states] if separate else weights,
+            grads=[local(parameter.grad) for parameter in parameters if parameter.grad is not None],
+            weights=weights if separate else None,
+            momentum=listed("momentum_buffer", "momentum_buffer" in buffers),
+            first=listed("exp_avg", "exp_avg" in buffers),
+            second=listed("exp_avg_sq", "exp_avg_sq" in buffers),
+            masks=listed("mask", kind is Kind.MASKED),
+            ages=[state["step"] for state in states],
+            thresholds=[_threshold(group, state) for state in states],
+        )
+
+    # --- masks
+    # --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Fix the mask: weights that are zero now stay exactly zero, the others train on from where they are.
+
+        The shrinkage offset is kept: the base step continues on the weights, not on the latents, so nothing
+        jumps. The momentum of pruned entries is cleared. Groups that are frozen already, and dense
+        parameters, are not touched.
+        """
+        for group in self.param_groups:
+            if not group["frozen"]:
+                for member in self._members(group):
+                    _fix(member, local(member.parameter.detach()) != 0)
+                group["frozen"] = True
+
+    @property
+    def frozen(self) -> bool:
+        """Whether every group's mask is fixed."""
+        return all(group["frozen"] for group in self.param_groups)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Take the weights as they are now as w_0: drop latents and buffers and set the clocks to zero; masks stay."""
+        for state in self.state.values():
+            for key in ("latent", "step", "threshold", "ceiling", *_BUFFERS):
+                state.pop(key, None)
+        for group in self.param_groups:
+            group.update(steps=0, time=0.0, threshold=0.0)
+
+    @torch.no_grad()
+    def mask_report(self) -> MaskReport:
+        """Count zeros, and what changed since the last call; once per epoch is the intended use.
+
+        Waits for the device once, and keeps one bool per thresholded entry from the first call on. Freezes
+        groups whose `freeze_below` is reached; the first report never does.
+
+        Returns:
+            The counts, over all processes.
+        """
+        members = [member for group in self.param_groups for member in self._members(group)]
+        if not members:
+            return MaskReport({}, first=False, frozen=self.frozen)
+        first = any("seen" not in member.state for member in members)
+        counts = sum_rows(
+            torch.stack([_changes(member) for member in members]), _members.owners(members)
+        ).tolist()
+        tensors = {m.name: TensorMask(m.entries, *row) for m, row in zip(members, counts, strict=True)}
+        if not first:
+            self._freeze_settled(tensors)
+        return MaskReport(tensors, first=first, frozen=self.frozen)
+
+    def _freeze_settled(self, tensors: dict[str, TensorMask]) -> None:
+        """Freeze groups whose mask hardly changed."""
+        for group in self.param_groups:
+            members = self._members(group)
+            if group["frozen"] or group["freeze_below"] is None or not members:
+                continue
+            found = MaskReport(
+                {member.name: tensors[member.name] for member in members}, first=False, frozen=False
+            )
+            if found.zeros and found.churn <= group["freeze_below"]:
+                for member in members:
+                    _fix(member, local(member.parameter.detach()) != 0)
+                group["frozen"] = True
+
+    # --- saving
+    # -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors and plain numbers, fit for `torch.load(weights_only=True)`; laws as their `repr`."""
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            group["law"] = repr(group["law"])
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state; the steps that follow are those of the uninterrupted run, bit for bit.
+
+        Dtypes stay as saved (torch would cast a float32 latent to the parameter's bfloat16), and nothing is
+        shared with the argument. Laws are code, like a scheduler's function: they come from this optimizer.
+
+        Args:
+            state_dict: from `state_dict` of an optimizer with the same groups and laws.
+
+        Raises:
+            EspalierError: the state was saved under another law.
+            ValueError: the groups differ (torch's message).
+        """
+        handle = self.register_load_state_dict_pre_hook(_remember)
+        self.__dict__["_laws"] = [group["law"] for group in self.param_groups]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+            self.__dict__.pop("_incoming", None)
+            self.__dict__.pop("_laws", None)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Undo what torch's loading does to dtypes, before anybody's load hook sees the state."""
+        super().__setstate__(state)
+        if (incoming := self.__dict__.get("_incoming")) is not None:
+            saved = [index for group in incoming["param_groups"] for index in group["params"]]
+            live = [parameter for group in self.param_groups for parameter in group["params"]]
+            for index, parameter in zip(saved, live, strict=True):
+                if index in incoming["state"]:
+                    self.state[parameter] = _restored(incoming["state"][index], parameter)
+            for group, law in zip(self.param_groups, self.__dict__["_laws"], strict=True):
+                group["law"] = law
+
+
+def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Load pre-hook: refuse other laws, keep the state as saved for `__setstate__`."""
+    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
+        law = saved.get("law")
+        if law != repr(group["law"]):
+            raise EspalierError(
+                f"the state was saved under {law or 'another optimizer, without a law'}, but this optimizer has"
+                f" {group['law']!r}; build it with the same law"
+            )
+    optimizer.__dict__["_incoming"] = state_dict
+
+
+def _restored(saved: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Copies of saved values on the parameter's device."""
+    return {
+        key: value.to(device=parameter.device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in saved.items()
+    }
+
+
+def _named(groups: list[Group], group: Group) -> Iterator[tuple[str, Tensor]]:
+    """Names and parameters of a group; without names, the positions."""
+    number = next(i for i, other in enumerate(groups) if other is group)
+    names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
+    return zip(names, group["params"], strict=True)
+
+
+def _prunes(group: Group, parameter: Tensor) -> bool:
+    """Whether the parameter is thresholded."""
+    if group["prune"] is not None:
+        return bool(group["prune"])
+    return group["scope"] == "paper" or parameter.ndim >= 2
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype | None:
+    """The dtype that takes the steps of a parameter too coarse for them; None if its own will do."""
+    return None if dtype in {torch.float32, torch.float64} else torch.float32
+
+
+def _buffers(group: Group) -> tuple[str, ...]:
+    """Names of the base step's buffers."""
+    if group["betas"] is not None:
+        return ("exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if group["momentum"] else ()
+
+
+def _tick(group: Group) -> None:
+    """Advance a group's clock by a step."""
+    rate = effective_rate(group)
+    group["steps"] += 1
+    law = group["law"]
+    if isinstance(law, AbstractPathLaw) and not group["frozen"]:
+        group["threshold"] = law.threshold(Clock(group["steps"], group["time"], rate, group["threshold"]))
+    group["time"] += rate
+
+
+def _threshold(group: Group, state: dict[str, Any]) -> Threshold:
+    """The threshold of one parameter; a number where that needs no wait for the device."""
+    if "threshold" in state:
+        return _readable(state["threshold"])
+    if "ceiling" not in state:
+        return float(group["threshold"])
+    ceiling = _readable(state["ceiling"])
+    if isinstance(ceiling, float):
+        return min(ceiling, float(group["threshold"]))
+    return ceiling.clamp(max=group["threshold"])
+
+
+def _readable(value: Tensor) -> Threshold:
+    """A CPU scalar as a number: vectorized kernels take numbers, and reading it costs nothing."""
+    return float(value) if value.device.type == "cpu" else value
+
+
+def _ridge(group: Group, *, dual: bool) -> float:
+    """The prox's share of the weight decay: the whole path's for a latent, this step's for weights."""
+    if group["decay"] != "prox":
+        return 0.0
+    return float(group["weight_decay"] * (group["time"] if dual else group["lr"]))
+
+
+def _base(group: Group, kind: Kind) -> Base:
+    """The base step's numbers for one kind of parameter."""
+    decay, lr = group["weight_decay"], float(group["lr"])
+    return Base(
+        lr=lr,
+        momentum=group["momentum"],
+        nesterov=group["nesterov"],
+        betas=group["betas"],
+        eps=group["eps"],
+        coupled=decay if group["decay"] == "coupled" else 0.0,
+        shrink=1 - lr * decay if group["decay"] == "decoupled" else 1.0,
+        ridge=_ridge(group, dual=kind is Kind.LATENT),
+        maximize=group["maximize"],
+    )
+
+
+def _path(group: Group, batch: Batch) -> Callable[[Batch, Base], None]:
+    """Which implementation of the step a batch takes."""
+    if group["compiled"]:
+        return step_compiled
+    foreach = group["foreach"]
+    if foreach is None:
+        foreach = batch.moved[0].device.type != "cpu"
+    return step_all if foreach else step_each
+
+
+def _fix(member: Member, mask: Tensor) -> None:
+    """Freeze one parameter at a local mask (True = kept)."""
+    state, parameter = member.state, member.parameter
+    whole = torch.zeros_like(parameter, dtype=torch.bool)
+    local(whole).copy_(mask)
+    state["mask"] = whole
+    for key in ("threshold", "ceiling"):
+        state.pop(key, None)
+    if _wide(parameter.dtype) is None:
+        state.pop("latent", None)
+    elif "latent" in state:
+        local(state["latent"]).copy_(local(parameter.detach()))
+    for buffer in _BUFFERS:
+        if buffer in state:
+            local(state[buffer]).masked_fill_(mask.logical_not(), 0.0)
+
+
+def _changes(member: Member) -> Tensor:
+    """Zeros, pruned and regrown of the local part since the last call; int64, shape (3,)."""
+    zero = local(member.parameter.detach()) == 0
+    before = member.state.get("seen")
+    old = torch.zeros_like(zero) if before is None else local(before)
+    counts = torch.stack([zero.sum(), (zero & ~old).sum(), (old & ~zero).sum()])
+    if before is None:
+        before = member.state["seen"] = torch.zeros_like(member.parameter, dtype=torch.bool)
+    local(before).copy_(zero)
+    return counts

@@ -1,0 +1,113 @@
+"""What a parameter group may say, each mistake with its own message."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from espalier._errors import EspalierError
+from espalier.optim.laws import Law, TargetSparsity
+
+DECAYS = ("coupled", "decoupled", "prox")
+SCOPES = ("weights", "paper")
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raise `EspalierError` for the first option of a parameter group that cannot be used."""
+    if not isinstance(group["law"], Law):
+        raise EspalierError(f"`law` is {group['law']!r}; give a law, such as PowerLaw(c=0.005, mu=0.51)")
+    _check_rate(group["lr"])
+    _check_base(group)
+    _check_decay(group)
+    if group["scope"] not in SCOPES:
+        raise EspalierError(
+            f"`scope` is {group['scope']!r}; it must be one of {', '.join(map(repr, SCOPES))}"
+        )
+    if group["prune"] not in (None, True, False):
+        raise EspalierError(
+            f"`prune` is {group['prune']!r}; it must be True, False, or None to decide by `scope`"
+        )
+    if not 0 <= group["min_kept"] < 1:
+        raise EspalierError(
+            f"`min_kept` is {group['min_kept']}; it is the fraction of each tensor to keep, in [0, 1)"
+        )
+    _check_freezing(group)
+    if group["compiled"] and group["foreach"]:
+        raise EspalierError("`compiled` and `foreach` exclude each other; set one of them")
+
+
+def _check_rate(lr: Any) -> None:
+    """The rate is read on the host at every step, so it must be there."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1 or lr.device.type != "cpu":
+            raise EspalierError("`lr` is a tensor with several entries or on an accelerator; give a float")
+        lr = float(lr)
+    if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+        raise EspalierError(f"`lr` is {lr!r}; it must be a number >= 0")
+
+
+def _check_base(group: dict[str, Any]) -> None:
+    """Momentum or betas, not both, each in range."""
+    momentum, betas = group["momentum"], group["betas"]
+    if not 0 <= momentum < 1:
+        raise EspalierError(f"`momentum` is {momentum}; it must be in [0, 1)")
+    if group["nesterov"] and momentum == 0:
+        raise EspalierError("`nesterov` needs a `momentum` above 0")
+    if betas is None:
+        return
+    if momentum:
+        raise EspalierError("`betas` (Adam-type steps) and `momentum` exclude each other; set one of them")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise EspalierError(f"`betas` is {betas}; it must be two numbers in [0, 1), such as (0.9, 0.999)")
+    if not group["eps"] > 0:
+        raise EspalierError(f"`eps` is {group['eps']}; it must be above 0")
+
+
+def _check_decay(group: dict[str, Any]) -> None:
+    """Weight decay is a strength and a place."""
+    if not 0 <= group["weight_decay"] < math.inf:
+        raise EspalierError(f"`weight_decay` is {group['weight_decay']}; it must be a number >= 0")
+    if group["decay"] not in DECAYS:
+        raise EspalierError(
+            f"`decay` is {group['decay']!r}; it must be one of {', '.join(map(repr, DECAYS))}"
+        )
+
+
+def _check_freezing(group: dict[str, Any]) -> None:
+    """A level of churn, for laws that do not freeze by themselves."""
+    level = group["freeze_below"]
+    if level is None:
+        return
+    if not 0 <= level <= 1:
+        raise EspalierError(f"`freeze_below` is {level}; it is a fraction of the entries, in [0, 1]")
+    if isinstance(group["law"], TargetSparsity):
+        raise EspalierError(
+            "`freeze_below` and TargetSparsity exclude each other: a target freezes at its end"
+        )
+
+
+def effective_rate(group: dict[str, Any]) -> float:
+    """The laws' gamma, lr / (1 - momentum): how far a constant gradient comes to move per step."""
+    return float(group["lr"]) / (1 - float(group["momentum"]))
+
+
+def check_parameter(parameter: Tensor) -> None:
+    """Refuse parameters whose entries have no order by magnitude and sign."""
+    if parameter.is_complex():
+        raise EspalierError(
+            "a parameter is complex; soft thresholding needs real entries, so split it in two"
+        )
+    if not parameter.is_floating_point():
+        raise EspalierError(
+            f"a parameter has dtype {parameter.dtype}; only real floating dtypes can be optimized"
+        )
+
+
+def check_gradient(grad: Tensor, name: str) -> None:
+    """Refuse gradients that the dense step would silently drop or misread."""
+    if grad.layout != torch.strided:
+        raise EspalierError(
+            f"the gradient of {name!r} is sparse; every entry moves at every step, so make it dense"
+            " (for an embedding: sparse=False)"
+        )
