@@ -4,6 +4,7 @@ Every function imports what it needs when it is called, so that `--help` stays i
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -86,7 +87,7 @@ def model(word: str) -> "nn.Module":
     table: dict[str, Callable[[], nn.Module]] = {
         "lenet5": LeNet5,
         "digits_cnn": DigitsCNN,
-        **{f"resnet{depth}": lambda depth=depth: CifarResNet(depth) for depth in (20, 32, 44, 56, 110)},
+        **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
     }
     return look_up("model", word, table)()
 

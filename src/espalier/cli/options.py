@@ -25,7 +25,8 @@ Include = Annotated[
     typer.Option(metavar="GLOB", help="Only tensors of the scope whose name matches; may be repeated."),
 ]
 Exclude = Annotated[
-    list[str] | None, typer.Option(metavar="GLOB", help="Leave out tensors whose name matches; may be repeated.")
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Leave out tensors whose name matches; may be repeated."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 Html = Annotated[
@@ -51,9 +52,13 @@ Data = Annotated[
 DataRoot = Annotated[
     Path | None,
     typer.Option(
-        metavar="FOLDER", envvar="ESPALIER_DATA", help="Where data sets lie; the variable ESPALIER_DATA also says so."
+        metavar="FOLDER",
+        envvar="ESPALIER_DATA",
+        help="Where data sets lie; the variable ESPALIER_DATA also says so.",
     ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples a step.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many examples of each split.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random here: data order, augmentation, random scores.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything random here: data order, augmentation, random scores.")
+]

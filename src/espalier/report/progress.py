@@ -12,5 +12,7 @@ def progress_bar(show: bool = True) -> Iterator[Progress]:
     """A rich progress display that draws only on a terminal and leaves nothing behind."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (show and console.is_terminal)
+    ) as bar:
         yield bar

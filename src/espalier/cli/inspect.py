@@ -1,0 +1,123 @@
+"""How far can this checkpoint be pruned, and why: from its weights alone.
+
+For example:
+
+  espalier inspect model.safetensors
+
+  espalier inspect folder/ --html report.html --exclude 'lm_head*'
+
+  espalier inspect model.pt --initial start.pt --json | jq .amounts.utopia
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from espalier.cli import names, options
+
+if TYPE_CHECKING:
+    from espalier.inspection import Inspection
+
+
+def command(
+    file: options.Checkpoint,
+    scope: options.Scope = "weights",
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    amount: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE", help="A further amount, such as 0.9, 90% or cosine=0.95; may be repeated."
+        ),
+    ] = None,
+    mode: Annotated[
+        Literal["monotone", "paper"],
+        typer.Option(help="paper: the published grid of 101 points and the published safe factor."),
+    ] = "monotone",
+    axis: Annotated[
+        Literal["cosine", "energy", "angle"],
+        typer.Option(help="What utopia and knee measure: the paper's cosine, its square, or the angle."),
+    ] = "cosine",
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The checkpoint before training: the null model that knows nothing."
+        ),
+    ] = None,
+    floor: Annotated[
+        float,
+        typer.Option(help="Share of each tensor for 'the largest sparsity with every tensor above it'."),
+    ] = 0.01,
+    streaming: Annotated[
+        bool | None,
+        typer.Option(
+            "--streaming/--exact",
+            help="Bounded memory (below 1 GiB at any size), or a curve exact at every k; by default the size decides.",
+        ),
+    ] = None,
+    as_json: options.AsJson = False,
+    html: options.Html = None,
+) -> None:
+    """Inspect a checkpoint file."""
+    from espalier.report import inspection as report
+
+    found = gather(
+        file,
+        scope,
+        include or [],
+        exclude or [],
+        amount or [],
+        mode,
+        axis,
+        initial,
+        floor,
+        streaming,
+        not as_json,
+    )
+    if html is not None:
+        report.write_html(found, html)
+    print(report.as_json(found) if as_json else report.as_text(found))
+
+
+def gather(
+    file: Path,
+    scope: str,
+    include: list[str],
+    exclude: list[str],
+    amount: list[str],
+    mode: str,
+    axis: str,
+    initial: Path | None,
+    floor: float,
+    streaming: bool | None,
+    show: bool,
+) -> "Inspection":
+    """Read the weights once."""
+    from espalier.amount import Knee, Safe, Utopia
+    from espalier.checkpoint import open_checkpoint
+    from espalier.inspection import inspect
+    from espalier.report.progress import progress_bar
+    from espalier.select import select
+
+    paper = "paper" if mode == "paper" else "exact"
+    rules = {
+        "utopia": Utopia(axis, mode=paper),  # type: ignore[arg-type]
+        "safe": Safe(mode=mode, axis=axis),  # type: ignore[arg-type]
+        "knee": Knee(axis),  # type: ignore[arg-type]
+        **{word: names.amount(word, axis=axis) for word in amount},
+    }
+    checkpoint = open_checkpoint(file)
+    selection = select(checkpoint, scope, include, exclude)  # type: ignore[arg-type]
+    start = open_checkpoint(initial) if initial else None
+    with progress_bar(show) as bar:
+        reading = bar.add_task("reading weights", total=selection.entries * (2 if start else 1))
+        return inspect(
+            checkpoint,
+            selection,
+            rules=rules,
+            streaming=streaming,
+            initial=start,
+            floor=floor,
+            progress=lambda _, entries: bar.advance(reading, entries),
+        )

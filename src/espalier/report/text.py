@@ -1,0 +1,41 @@
+"""Numbers and tables as text."""
+
+import io
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def size(count: int) -> str:
+    """Bytes for people: "1.09 MB" (decimal units)."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction as a percentage: "90.0 %"."""
+    return f"{100 * fraction:.{digits}f} %"
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int] = (), wrap: Sequence[int] = ()
+) -> str:
+    """A plain table. Columns in `numeric` are set flush right; only those in `wrap` are broken into lines.
+
+    As wide as the terminal (at least 100 columns) if something wraps, else as wide as it has to be.
+    """
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column, head in enumerate(heads):
+        grid.add_column(head, justify="right" if column in numeric else "left", no_wrap=column not in wrap)
+    for row in rows:
+        grid.add_row(*row)
+    buffer = io.StringIO()
+    width = max(Console().width, 100) if wrap else 1000
+    Console(file=buffer, width=width, color_system=None, markup=False, highlight=False).print(grid)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
