@@ -8,13 +8,14 @@ from espalier.checkpoint.kinds import guess_kinds, module_kinds
 
 
 def test_a_module_gives_its_tensors_tied_ones_once() -> None:
-    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3, bias=False))
-    module[2].weight = module[0].weight
+    first, last = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+    last.weight = first.weight
+    module = nn.Sequential(first, nn.BatchNorm1d(3), last)
     checkpoint = open_checkpoint(module)
     assert checkpoint.path is None
     assert list(checkpoint) == [name for name in module.state_dict() if name != "2.weight"]
     assert checkpoint.aliases == {"2.weight": "0.weight"}
-    assert checkpoint["0.weight"].data_ptr() == module[0].weight.data_ptr()
+    assert checkpoint["0.weight"].data_ptr() == first.weight.data_ptr()
     assert not checkpoint["0.weight"].requires_grad
     assert checkpoint.infos["1.weight"] == TensorInfo((3,), torch.float32, "norm")
     state = checkpoint.state_dict()

@@ -79,15 +79,17 @@ def test_prefixes_of_wrappers_go_only_when_all_names_have_them(tmp_path: Path) -
 
 
 def test_a_checkpoint_of_torch_prune_reads_as_the_product(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Linear(4, 3))
-    prune.l1_unstructured(module[0], "weight", 0.5)
+    linear = nn.Linear(4, 3)
+    prune.l1_unstructured(linear, "weight", 0.5)
+    module = nn.Sequential(linear)
+    pruned = linear.weight.detach()
     state = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     path = saved(tmp_path / "x.pt", {"state_dict": state})
     checkpoint = open_checkpoint(path)
     assert sorted(checkpoint) == ["0.bias", "0.weight"]
-    assert checkpoint["0.weight"].equal(module[0].weight)
+    assert checkpoint["0.weight"].equal(pruned)
     assert not torch.signbit(checkpoint["0.weight"][checkpoint["0.weight"] == 0]).any()
-    assert torch.cat(list(checkpoint.chunks("0.weight", 5))).equal(module[0].weight.flatten())
+    assert torch.cat(list(checkpoint.chunks("0.weight", 5))).equal(pruned.flatten())
     assert checkpoint.layout is not None and checkpoint.layout.files["x.pt"] == tuple(checkpoint)
 
 

@@ -155,7 +155,7 @@ def sharded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "model"
     folder.mkdir()
     shards = [{"a": torch.arange(600.0), "n": torch.tensor([3])}, {"b": torch.ones(20, 30)}]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     stem = "model" if request.param == "safetensors" else "pytorch_model"
     for at, tensors in enumerate(shards, 1):
         name = f"{stem}-0000{at}-of-00002.{request.param}"

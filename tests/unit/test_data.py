@@ -200,7 +200,7 @@ def test_parquet_folder(tmp_path: Path):
 def test_parquet_refusals(tmp_path: Path):
     write_parquet(tmp_path / "train.parquet", [encoded(1), encoded(2, (5, 4))], [0, 1])
     write_parquet(tmp_path / "test.parquet", [encoded(1)], [0])
-    with pytest.raises(EspalierError, match="different sizes .*5x4"):
+    with pytest.raises(EspalierError, match=r"different sizes .*5x4"):
         parquet(tmp_path)
     write_parquet(tmp_path / "train.parquet", [encoded(1), b"no image"], [0, 1])
     with pytest.raises(EspalierError, match="cannot be decoded"):

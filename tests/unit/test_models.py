@@ -41,7 +41,7 @@ def test_sizes(model: nn.Module, shape: tuple[int, ...] | None, count: int):
 
 
 def test_depth_must_be_6n_plus_2():
-    with pytest.raises(EspalierError, match="depth 6n \\+ 2 .* got 21"):
+    with pytest.raises(EspalierError, match=r"depth 6n \+ 2 .* got 21"):
         CifarResNet(21)
 
 
@@ -75,13 +75,13 @@ def test_wrong_architecture_lists_the_keys_and_changes_nothing():
     )
     assert "and 67 more; 2 of another shape: linear.weight (100, 64) for (10, 64)" in message
     assert torch.equal(model.conv1.weight, before)
-    with pytest.raises(CheckpointError, match=r"2 missing: linear.weight, linear.bias"):
+    with pytest.raises(CheckpointError, match=r"2 missing: linear\.weight, linear\.bias"):
         load_weights(model, {k: v for k, v in model.state_dict().items() if "linear" not in k})
 
 
 def test_torchvision_by_name():
     assert parameters(torchvision_model("resnet18", classes=10)) == 11_181_642
-    with pytest.raises(EspalierError, match="no model 'resnet19'.*'resnet18'"):
+    with pytest.raises(EspalierError, match=r"no model 'resnet19'.*'resnet18'"):
         torchvision_model("resnet19")
 
 
@@ -101,7 +101,7 @@ def test_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_hf_folder(tmp_path: Path):
-    with pytest.raises(EspalierError, match="no config.json"):
+    with pytest.raises(EspalierError, match=r"no config\.json"):
         hf_model(tmp_path)
     config = tmp_path / "config.json"
     config.write_text('{"model_type": "bert", "architectures": ["BertModelFromTheFuture"]}')
@@ -120,7 +120,7 @@ def test_logits_in_what_models_return():
             self.logits = logits
 
     assert all(logits_of(output) is logits for output in (logits, Output(), {"logits": logits}))
-    with pytest.raises(EspalierError, match="must return logits .* got list"):
+    with pytest.raises(EspalierError, match=r"must return logits .* got list"):
         logits_of([logits])
     with pytest.raises(EspalierError, match=r"got \(2, 3, 1\)"):
         logits_of(logits.unsqueeze(2))

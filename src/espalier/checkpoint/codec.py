@@ -18,6 +18,9 @@ Bits = NDArray[np.uint8]
 BLOCK = 1 << 20
 """Entries read or written at a time; a multiple of 8, so that blocks of the bitmask begin at whole bytes."""
 
+Block = tuple[int, NDArray[np.int64]]
+"""Entries of a block, and the positions in it of those that are stored."""
+
 _SAMPLE = 1 << 16  # bytes of bitmask on which the codes are tried
 _ESCAPE = 255
 # Huffman-only wins on masks without structure (within 2 % of their entropy), matching on masks with (N:M,
@@ -85,7 +88,7 @@ def _gaps(bits: Bits, entries: int) -> Iterator[bytes]:
     last = -1
     for start in range(0, entries, BLOCK):
         block = np.unpackbits(bits[start // 8 : (start + BLOCK) // 8], bitorder="little")
-        index = np.flatnonzero(block) + start
+        index = np.flatnonzero(block.view(np.bool_)) + start
         if not len(index):
             continue
         yield _escaped(np.diff(index, prepend=last) - 1)
@@ -94,16 +97,18 @@ def _gaps(bits: Bits, entries: int) -> Iterator[bytes]:
 
 
 def _escaped(gaps: NDArray[np.int64]) -> bytes:
+    if gaps.max() < _ESCAPE:
+        return gaps.astype(np.uint8).tobytes()
     escapes = gaps // _ESCAPE
     out = np.full(int(escapes.sum()) + len(gaps), _ESCAPE, np.uint8)
     out[np.cumsum(escapes + 1) - 1] = gaps % _ESCAPE
     return out.tobytes()
 
 
-def decode_mask(
-    code: str, length: int, entries: int, read: Callable[[int], bytes]
-) -> Iterator[NDArray[np.bool_]]:
+def decode_mask(code: str, length: int, entries: int, read: Callable[[int], bytes]) -> Iterator[Block]:
     """Unpack a mask in blocks of `BLOCK` entries (the last one shorter).
+
+    Each block comes as its number of entries and the positions of the stored ones in it, ascending.
 
     Nothing is allocated beyond a block and what the stream really holds: a stream that inflates to more than
     `length` bytes is refused, not inflated.
@@ -162,17 +167,17 @@ class _Inflate:
             rest = self._read(1 << 16)
 
 
-def _bit_blocks(inflate: _Inflate, entries: int) -> Iterator[NDArray[np.bool_]]:
+def _bit_blocks(inflate: _Inflate, entries: int) -> Iterator[Block]:
     for start in range(0, entries, BLOCK):
         count = min(BLOCK, entries - start)
         raw = np.frombuffer(inflate.take((count + 7) // 8), np.uint8)
-        bits = np.unpackbits(raw, bitorder="little")
-        if bits[count:].any():
+        index = np.flatnonzero(np.unpackbits(raw, bitorder="little").view(np.bool_))
+        if len(index) and index[-1] >= count:
             raise CodecError("the padding after the last entry is not zero")
-        yield bits[:count].view(np.bool_)
+        yield count, index
 
 
-def _gap_blocks(inflate: _Inflate, entries: int) -> Iterator[NDArray[np.bool_]]:
+def _gap_blocks(inflate: _Inflate, entries: int) -> Iterator[Block]:
     source = _indices(inflate, entries)
     ready = np.empty(0, np.int64)
     for start in range(0, entries, BLOCK):
@@ -183,10 +188,8 @@ def _gap_blocks(inflate: _Inflate, entries: int) -> Iterator[NDArray[np.bool_]]:
                 break
             ready = np.concatenate([ready, more])
         cut = int(np.searchsorted(ready, end))
-        block = np.zeros(end - start, np.bool_)
-        block[ready[:cut] - start] = True
+        yield end - start, ready[:cut] - start
         ready = ready[cut:]
-        yield block
     if next(source, None) is not None:
         raise CodecError("there are gaps after the last entry")
 
@@ -197,7 +200,8 @@ def _indices(inflate: _Inflate, entries: int) -> Iterator[NDArray[np.int64]]:
         raw = np.frombuffer(inflate.take(min(inflate.left, BLOCK)), np.uint8)
         ends = raw != _ESCAPE
         passed = position + np.cumsum(raw, dtype=np.int64)
-        index = passed[ends] + np.arange(int(ends.sum()))
+        index = passed if ends.all() else passed.take(np.flatnonzero(ends))
+        index = index + np.arange(len(index))
         position = int(passed[-1]) + len(index)
         if not inflate.left:
             if not ends[-1] or index[-1] != entries:

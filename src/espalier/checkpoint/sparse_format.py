@@ -95,43 +95,42 @@ class Sparse(AbstractStored):
 
     def pieces(self, entries: int) -> Iterator[Tensor]:
         """Pieces of at most `entries`, cut from decoded blocks."""
-        for block in self._blocks():
-            yield from torch.split(block, entries)
+        for count, index, values in self._blocks():
+            block = np.zeros(count, values.dtype)
+            block[index] = values
+            yield from torch.split(torch.from_numpy(block).view(self.dtype), entries)
 
     def read(self) -> Tensor:
-        """The whole tensor."""
-        integer = _INTEGERS[self.dtype.itemsize]
+        """The whole tensor. Pages that hold only zeros are never touched and take no memory."""
         try:
-            flat = np.zeros(self.entries, torch.empty(0, dtype=integer).numpy().dtype)
+            flat = np.zeros(self.entries, _as_integers(torch.empty(0, dtype=self.dtype)).dtype)
         except (MemoryError, ValueError):
             need = self.entries * self.dtype.itemsize
             raise CheckpointError(
                 f"{self.mask.path}: sparse tensor {self.name!r} of shape {list(self.shape)} needs {need} "
                 "bytes of memory, more than there are; read it in chunks"
             ) from None
-        done = 0
-        for block in self._blocks():
-            part = block.view(integer).numpy()
-            if part.any():  # untouched pages of zeros take no memory
-                flat[done : done + len(part)] = part
-            done += len(part)
+        start = 0
+        for count, index, values in self._blocks():
+            flat[start : start + count][index] = values
+            start += count
         return torch.from_numpy(flat).view(self.dtype).view(self.shape)
 
-    def _blocks(self) -> Iterator[Tensor]:
+    def _blocks(self) -> Iterator[tuple[int, NDArray[np.int64], NDArray[Any]]]:
+        """Entries of a block, positions of the stored ones, their values as integers of the same size."""
         left = self.stored
         values = _Cursor(self.values)
         try:
             with open_file(self.mask.path) as file:
                 file.seek(self.mask.offset)
-                size = self.mask.entries
-                for mask in decode_mask(self.code, self.length, self.entries, _limited(file.read, size)):
-                    count = int(np.count_nonzero(mask))
-                    left -= count
+                read = _limited(file.read, self.mask.entries)
+                for count, index in decode_mask(self.code, self.length, self.entries, read):
+                    left -= len(index)
                     if left < 0:
                         raise CodecError(
                             f"the mask keeps more than the {self.stored} entries that are stored"
                         )
-                    yield _scatter(mask, values.take(count))
+                    yield count, index, _as_integers(values.take(len(index)))
             if left:
                 raise CodecError(f"the mask keeps {self.stored - left} entries, {self.stored} are stored")
         except CodecError as error:
@@ -165,11 +164,9 @@ def _limited(read: Any, left: int) -> Any:
     return next_bytes
 
 
-def _scatter(mask: NDArray[np.bool_], values: Tensor) -> Tensor:
-    integer = _INTEGERS[values.itemsize]
-    block = torch.zeros(len(mask), dtype=integer)
-    block.numpy()[mask] = values.view(integer).numpy()
-    return block.view(values.dtype)
+def _as_integers(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.view(-1).view(_INTEGERS[tensor.itemsize]).numpy()
+    return array
 
 
 def encode(tensor: Tensor) -> Encoded | None:
@@ -179,7 +176,7 @@ def encode(tensor: Tensor) -> Encoded | None:
     """
     if tensor.dtype not in REAL_DTYPES or tensor.numel() < _SMALLEST:
         return None
-    flat = tensor.detach().cpu().contiguous().view(-1).view(_INTEGERS[tensor.itemsize]).numpy()
+    flat = _as_integers(tensor.detach().cpu().contiguous())
     stored = sum(int(np.count_nonzero(flat[at : at + BLOCK])) for at in range(0, len(flat), BLOCK))
     if stored * tensor.itemsize + _OVERHEAD > tensor.nbytes:
         return None
@@ -190,9 +187,9 @@ def encode(tensor: Tensor) -> Encoded | None:
         block = flat[at : at + BLOCK]
         kept = block != 0
         bits[at // 8 : (at + BLOCK) // 8] = np.packbits(kept, bitorder="little")
-        part = block[kept]
-        values[done : done + len(part)] = part
-        done += len(part)
+        index = np.flatnonzero(kept)  # several times faster than indexing with booleans
+        values[done : done + len(index)] = block.take(index)
+        done += len(index)
     packed = encode_mask(bits, len(flat))
     if values.nbytes + len(packed.data) + _OVERHEAD >= tensor.nbytes:
         return None
