@@ -156,7 +156,8 @@ class Safe(AbstractAmount):
             f"utopia {start:.3f} times {factor:.4f}, for a kurtosis of kurtoses of {text} ({self.mode} rule)"
         )
         kept = max(curve.kept_at(sparsity), 1)
-        return _amount("safe", curve, kept, reason, NEEDS, warnings=tuple(warnings))
+        regime = _regime(curve.cosine(kept))
+        return _amount("safe", curve, kept, reason, regime, warnings=tuple(warnings))
 
 
 def safe_factor(kappa: float | None, mode: Literal["monotone", "paper"] = "monotone") -> float:

@@ -118,7 +118,7 @@ class Histogram:
         self.energy = self.energy.reshape(-1, fold).sum(axis=1)
         self.bits = bits
 
-    def curve(self, most: int | None = None) -> Curve:
+    def curve(self, bits: int | None = None) -> Curve:
         r"""Curve with one node per nonempty bin, and a bound on what it misses in between.
 
         Let a bin hold m entries of total energy E, all with \(l \le |w| \le h\), below an energy B of larger
@@ -128,38 +128,46 @@ class Histogram:
         \(\sqrt{(B + j^* h^2)/T} - \sqrt{(B + j^* E/m)/T}\). `Curve.error` is the largest of these.
 
         Args:
-            most: most nodes to give, by joining neighboring bins; the bound grows accordingly.
+            bits: bits of the grid of the curve, at most those of the histogram (the default); fewer join
+                neighboring bins and loosen the bound.
 
         Returns:
             The curve; `error` 0.0 when every bin holds one magnitude only (16-bit and quantized values).
             Within a bin the energy per entry falls linearly, as far as the edges allow, which is what a
             smooth density does: between the two ends above, and without optima that snap to nodes.
         """
-        bits, count, energy = self.bits, self.count, self.energy
-        while most is not None and bits > 0 and np.count_nonzero(count) > most:
-            bits, count, energy = (
-                bits - 1,
-                count.reshape(-1, 2).sum(axis=1),
-                energy.reshape(-1, 2).sum(axis=1),
-            )
+        bits = self.bits if bits is None else min(bits, self.bits)
+        fold = 1 << (self.bits - bits)
+        count, energy = self.count.reshape(-1, fold).sum(axis=1), self.energy.reshape(-1, fold).sum(axis=1)
         bins = np.flatnonzero(count)[::-1]
         low, high = self._edges(bins, bits)
         count, energy = count[bins], energy[bins]
         kept = np.concatenate([[0], np.cumsum(count)])
         below = np.concatenate([[0.0], np.cumsum(energy)])
         error = _largest_gap(count, energy, below, low, high)
-        threshold = np.concatenate([[np.inf], low])
+        threshold = np.concatenate([[np.inf], _pattern_value(bins, 23 - bits)]).astype(np.float32)
         return Curve(int(kept[-1]), kept, below, threshold, error, bends(kept, below, low, high))
 
     def _edges(self, bins: NDArray[np.intp], bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Smallest and largest magnitude a bin can hold, as float64."""
-        shift = 23 - bits
-        low = (bins.astype(np.uint32) << np.uint32(shift)).view(np.float32).astype(np.float64)
-        last = ((bins + 1).astype(np.uint32) << np.uint32(shift)) - np.uint32(1)
-        high = np.minimum(last, np.uint32(0x7F7FFFFF)).view(np.float32).astype(np.float64)
+        low = _pattern_value(bins, 23 - bits)
+        high = _pattern_value(bins + 1, 23 - bits, less=1)
         if bins.size:
             high[0] = max(high[0], self._largest)
         return low * (1 - self._slack), high * (1 + self._slack) + (2.0**-149 if self._slack else 0.0)
+
+
+def _pattern_value(bins: NDArray[np.intp], shift: int, less: int = 0) -> NDArray[np.float64]:
+    """Magnitude whose float32 pattern is `(bin << shift) - less`; at most the largest finite one."""
+    pattern = np.minimum((bins.astype(np.int64) << shift) - less, 0x7F7FFFFF)
+    magnitude: NDArray[np.float64] = pattern.astype(np.uint32).view(np.float32).astype(np.float64)
+    return magnitude
+
+
+def grid_edge(magnitude: float, bits: int) -> float:
+    """Lower edge of the bin that holds a magnitude, on the grid of `bits`."""
+    pattern = np.asarray([magnitude], dtype=np.float32).view(np.uint32)
+    return float((pattern >> np.uint32(23 - bits) << np.uint32(23 - bits)).view(np.float32)[0])
 
 
 def bends(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from espalier.curve import Floats
 
@@ -68,25 +69,29 @@ def moments(values: Floats) -> Moments:
     Each piece is shifted by its first entry before its mean is taken, so a constant array has `m2` exactly 0.
     """
     result = Moments()
+    work = np.empty((2, min(values.size, _PIECE)))
     for start in range(0, values.size, _PIECE):
-        result = result.merge(_piece(values[start : start + _PIECE]))
+        piece = values[start : start + _PIECE]
+        result = result.merge(_piece(piece, *work[:, : piece.size]))
     return result
 
 
-def _piece(values: Floats) -> Moments:
+def _piece(values: Floats, deviation: NDArray[np.float64], square: NDArray[np.float64]) -> Moments:
+    """Moments of one piece; the last two arguments are its working memory."""
     shift = float(values[0])
-    deviation = values.astype(np.float64)
-    absolute = float(np.abs(deviation).sum())
+    deviation[:] = values
+    absolute = float(np.abs(deviation, out=square).sum())
     deviation -= shift
     offset = float(deviation.sum()) / values.size
     deviation -= offset
-    square = deviation * deviation
+    np.multiply(deviation, deviation, out=square)
+    # einsum rather than dot: a BLAS starts threads of its own for these, which then wait for each other.
     return Moments(
         entries=values.size,
         mean=shift + offset,
         m2=float(square.sum()),
-        m3=float(np.dot(square, deviation)),
-        m4=float(np.dot(square, square)),
+        m3=float(np.einsum("i,i->", square, deviation)),
+        m4=float(np.einsum("i,i->", square, square)),
         absolute=absolute,
         zeros=values.size - int(np.count_nonzero(values)),
     )

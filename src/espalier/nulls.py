@@ -18,7 +18,7 @@ from espalier.profile import Profile
 
 _PER_DECADE = 512  # thresholds of the Gaussian curve; linear energy in between is good to 1e-6
 _NODES = 1 << 20  # nodes of the balanced curve
-_VIRTUAL = 10**12  # entries a null curve pretends to have: the limit of many
+_VIRTUAL = 10**9  # entries a null curve pretends to have: the limit of many, yet steps of one stay resolved
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +98,8 @@ def gaussian_curve(sizes: Sequence[int], scales: Sequence[float], zeros: int = 0
         kept += n * tail
         energy += n * s**2 * (u * math.sqrt(2 / math.pi) * np.exp(-(u**2) / 2) + tail)
     n, total = sum(sizes), math.fsum(n * s**2 for n, s in zip(sizes, scales))
+    seen = kept > 1e-5 * n  # above, rounding to whole entries would bend the curve
+    t, kept, energy = t[seen], kept[seen], energy[seen]
     nodes = np.concatenate([[0], np.rint(kept).astype(np.int64), [n]])
     sums = np.concatenate([[0.0], energy, [total]])
     edges = np.concatenate([[np.inf], t, [0.0]])

@@ -13,7 +13,7 @@ from espalier._errors import EspalierError
 from espalier._types import Counts
 from espalier.checkpoint import AbstractCheckpoint
 from espalier.curve import Curve, Floats, as_array, first, sorted_curve, sorted_magnitudes
-from espalier.histogram import Histogram
+from espalier.histogram import Histogram, grid_edge
 from espalier.kurtosis import Moments, kurtosis_of_kurtoses, merged, moments
 from espalier.select import Selection
 
@@ -23,7 +23,8 @@ STREAM_ABOVE = 50_000_000
 LARGEST = 1e70
 """Largest magnitude accepted: the fourth powers of float64 entries beyond it overflow."""
 
-_NODES = 1 << 23  # nodes of all per-tensor curves of a streamed checkpoint together: 200 MB
+_NODES = 3 << 22  # nodes of all per-tensor curves of a streamed checkpoint together: 350 MB
+_OCTAVES = 24  # powers of two that the magnitudes of a tensor are taken to span
 _PIECE = 1 << 20
 
 Progress = Callable[[str, int], None]
@@ -62,6 +63,7 @@ class Profile:
         absolute: sum of |w| over the selected entries.
         exact: True when every number is exact (16-bit weights are, even when streamed); False when the curves
             come from a histogram, with `curve.error` bounding the cosine.
+        grid: bits of the histograms behind the per-tensor curves; None when these were sorted.
     """
 
     selection: Selection
@@ -71,6 +73,7 @@ class Profile:
     kurtosis_of_kurtoses: float | None
     absolute: float
     exact: bool
+    grid: int | None = None
 
     @property
     def entries(self) -> int:
@@ -100,6 +103,8 @@ class Profile:
         if kept == 0:
             return dict.fromkeys(self.tensors, 0)
         threshold = self.curve.segment(kept)
+        if self.grid is not None:
+            threshold = grid_edge(threshold, self.grid)
         counts = {name: tensor.curve.above(threshold) for name, tensor in self.tensors.items()}
         tied = {name: t.curve.at_least(threshold) - counts[name] for name, t in self.tensors.items()}
         left = kept - sum(counts.values())
@@ -179,14 +184,21 @@ def profile(
     if streaming is None:
         streaming = selection.entries > STREAM_ABOVE
     dtypes = {checkpoint.infos[name].dtype for name in selection.names}
-    read = _streamed if streaming or dtypes <= {torch.float16, torch.bfloat16} else _sorted
-    curve, curves, parts = read(checkpoint, selection, progress or (lambda name, entries: None))
+    report = progress or (lambda name, entries: None)
+    grid = None
+    if streaming or dtypes <= {torch.float16, torch.bfloat16}:
+        bits = 10 if torch.float16 in dtypes else 7
+        grid = _grid(bits, len(selection.names))
+        curve, curves, parts = _streamed(checkpoint, selection, report, bits, grid)
+        exact = curve.error == 0 and grid == bits
+    else:
+        curve, curves, parts = _sorted(checkpoint, selection, report)
+        exact = True
     if not curve.total > 0:
         state = "every selected entry is zero" if curve.entries else "the selected tensors have no entries"
         raise EspalierError(f"{state}: there is nothing to prune; was the checkpoint saved before training?")
     tensors = {name: _tensor_profile(parts[name], curves[name]) for name in selection.names}
     whole = merged(parts.values())
-    exact = curve.error == 0 and all(tensor.error == 0 for tensor in curves.values())
     return Profile(
         selection=selection,
         curve=curve,
@@ -195,7 +207,15 @@ def profile(
         kurtosis_of_kurtoses=kurtosis_of_kurtoses([tensor.kurtosis for tensor in tensors.values()]),
         absolute=whole.absolute,
         exact=exact,
+        grid=grid,
     )
+
+
+def _grid(bits: int, tensors: int) -> int:
+    """Bits for the per-tensor curves: fewer when there are so many tensors that memory would grow."""
+    while bits > 0 and tensors * _OCTAVES << bits > _NODES:
+        bits -= 1
+    return bits
 
 
 def _tensor_profile(part: Moments, curve: Curve) -> TensorProfile:
@@ -226,12 +246,11 @@ def _sorted(checkpoint: AbstractCheckpoint, selection: Selection, progress: Prog
     return sorted_curve(sorted_magnitudes([curve.threshold[1:] for curve in curves.values()])), curves, parts
 
 
-def _streamed(checkpoint: AbstractCheckpoint, selection: Selection, progress: Progress) -> Read:
+def _streamed(
+    checkpoint: AbstractCheckpoint, selection: Selection, progress: Progress, bits: int, grid: int
+) -> Read:
     """Curves from histograms, one tensor after the other, reading ahead by one piece."""
-    dtypes = {checkpoint.infos[name].dtype for name in selection.names}
-    bits = 10 if torch.float16 in dtypes else 7
     whole, histogram = Histogram(bits), Histogram(bits)
-    most = max(256, _NODES // len(selection.names))
     curves: dict[str, Curve] = {}
     parts: dict[str, Moments] = {}
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -248,7 +267,7 @@ def _streamed(checkpoint: AbstractCheckpoint, selection: Selection, progress: Pr
                 raise EspalierError(_unfit(name, message))
             _check_size(name, histogram.largest)
             parts[name] = part
-            curves[name] = histogram.curve(most)
+            curves[name] = histogram.curve(grid)
             whole.merge(histogram)
     return whole.curve(), curves, parts
 

@@ -1,0 +1,77 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from espalier.kurtosis import Moments, bound, kurtosis_of_kurtoses, merged, moments
+
+
+def test_by_hand():
+    result = moments(np.asarray([-1.0, 0.0, 1.0, 4.0]))
+    assert (result.entries, result.mean, result.absolute, result.zeros) == (4, 1.0, 6.0, 1)
+    assert (result.m2, result.m3, result.m4) == (14.0, 18.0, 98.0)
+    assert result.kurtosis == 2.0
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_as_scipy_biased_pearson(offset):
+    values = np.random.default_rng(0).laplace(size=100_000) + offset
+    expected = stats.kurtosis(values, fisher=False)
+    assert moments(values).kurtosis == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("values", [[], [3.0], [0.1] * 7, [0.0] * 100_000, [1e8] * 40_000])
+def test_undefined_for_empty_one_entry_and_constant(values):
+    assert moments(np.asarray(values, dtype=np.float32)).kurtosis is None
+    assert moments(np.asarray(values)).kurtosis is None
+
+
+def test_two_values_have_the_least_kurtosis():
+    assert moments(np.asarray([1.0, -1.0] * 40_000)).kurtosis == pytest.approx(1.0)
+
+
+def test_float32_values_are_accumulated_in_float64():
+    values = np.full(1 << 22, 1000.0, dtype=np.float32)
+    values[0] = 1001.0
+    n = values.size
+    assert moments(values).kurtosis == pytest.approx(n - 2 + 1 / (n - 1), rel=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.floats(-1e3, 1e3, width=32), max_size=20), max_size=5))
+def test_merged_moments_are_those_of_the_union(parts):
+    arrays = [np.asarray(part) for part in parts]
+    whole = moments(np.concatenate([np.empty(0), *arrays]))
+    for order in (arrays, arrays[::-1]):
+        result = merged(moments(array) for array in order)
+        scale = max(whole.m2, 1e-6)
+        assert result.entries == whole.entries and result.zeros == whole.zeros
+        assert result.mean == pytest.approx(whole.mean, rel=1e-9, abs=1e-9)
+        assert result.m2 == pytest.approx(whole.m2, rel=1e-9, abs=1e-6)
+        assert result.m3 == pytest.approx(whole.m3, rel=1e-9, abs=1e-6 * scale**1.5)
+        assert result.m4 == pytest.approx(whole.m4, rel=1e-9, abs=1e-6 * scale**2)
+        assert result.absolute == pytest.approx(whole.absolute, rel=1e-9)
+
+
+def test_merging_with_nothing_changes_nothing():
+    some = moments(np.asarray([1.0, 2.0]))
+    assert some.merge(Moments()) == Moments().merge(some) == some
+
+
+def test_kurtosis_of_kurtoses_leaves_out_the_undefined():
+    assert kurtosis_of_kurtoses([1.0, None, 2.0, 3.0, None]) == pytest.approx(1.5)
+    assert kurtosis_of_kurtoses([None, 3.0]) is None
+    assert kurtosis_of_kurtoses([3.0, 3.0, 3.0]) is None
+    assert kurtosis_of_kurtoses([]) is None
+
+
+def test_the_bound_is_reached_by_one_outlier_among_equals():
+    for count in (3, 10, 62):
+        limit = bound(count)
+        assert limit is not None
+        assert kurtosis_of_kurtoses([1.0] * (count - 1) + [7.0]) == pytest.approx(limit)
+    assert bound(10) == pytest.approx(8 + 1 / 9)
+    assert bound(1) is None and bound(2) == 1.0 and not math.isnan(bound(3) or 0)
