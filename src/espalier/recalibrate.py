@@ -1,6 +1,6 @@
 """Batch-norm statistics estimated anew after pruning: from inputs alone, without a training step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -97,7 +97,7 @@ def recalibrate(
 
 def estimate(
     model: nn.Module,
-    layers: list[_BatchNorm],
+    layers: Sequence[_BatchNorm],
     inputs: AbstractSplit,
     *,
     images: int,
@@ -119,7 +119,7 @@ def estimate(
 
 
 @contextmanager
-def _cumulative(layers: list[_BatchNorm]) -> Iterator[None]:
+def _cumulative(layers: Sequence[_BatchNorm]) -> Iterator[None]:
     """Statistics from zero and as plain averages (momentum None), for the time being."""
     momenta = [layer.momentum for layer in layers]
     try:
@@ -137,7 +137,7 @@ def _statistics(layer: _BatchNorm) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in layer.named_buffers() if name in names}
 
 
-def _put_back(layers: list[_BatchNorm], old: list[dict[str, Tensor]]) -> None:
+def _put_back(layers: Sequence[_BatchNorm], old: list[dict[str, Tensor]]) -> None:
     for layer, statistics in zip(layers, old, strict=True):
         for name, buffer in _statistics(layer).items():
             buffer.copy_(statistics[name])

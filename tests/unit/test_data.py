@@ -181,7 +181,7 @@ def test_parquet_folder(tmp_path: Path):
     data = parquet(tmp_path, plain)
     assert [len(s) for s in (data.train, data.validation, data.test)] == [18, 2, 4]
     assert (data.name, data.classes, data.input_shape) == (tmp_path.name, ("cat", "dog"), (3, 4, 4))
-    values = {}
+    values: dict[int, int] = {}
     for split in (data.train, data.validation):
         for x, y in split.batches(5):
             assert x[:, 2].eq(1).all() and x[:, 1].eq(0).all()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError
+from espalier.checkpoint.write import atomic
 from espalier.train.history import Epoch
 
 STATE, LOG, FAILED = "state.pt", "log.jsonl", "failed.json"
@@ -33,8 +34,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write `state.pt`: complete under its name, or not at all."""
-    from espalier.checkpoint.write import atomic
-
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / STATE) as temporary:
         torch.save(state, temporary)
@@ -84,16 +83,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def write_log(folder: Path, epochs: Sequence[Epoch]) -> None:
     """Write `log.jsonl` anew, one line per epoch: after a resume no line is double or missing."""
-    from espalier.checkpoint.write import atomic
-
     with atomic(folder / LOG) as temporary:
         Path(temporary).write_text("".join(json.dumps(e.record()) + "\n" for e in epochs))
 
 
 def mark_failed(folder: Path, epoch: int, reason: str) -> None:
     """Write `failed.json`; the last good state stays beside it."""
-    from espalier.checkpoint.write import atomic
-
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / FAILED) as temporary:
         Path(temporary).write_text(json.dumps({"epoch": epoch, "reason": reason}) + "\n")
