@@ -160,3 +160,18 @@ def test_the_prepared_resnet_reads_as_the_reference_reads_it(data_folder: Path) 
     assert all(same(checkpoint[name], reference[name]) for name in reference)
     kinds = [info.kind for info in checkpoint.infos.values()]
     assert (kinds.count("norm"), kinds.count("buffer"), kinds.count("weight")) == (38, 57, 21)
+
+
+def test_a_tensor_of_more_than_two_to_the_31_entries(tmp_path: Path) -> None:
+    entries = (1 << 31) + 3
+    table = {"big": row(shape=[entries], offsets=[0, 4 * entries])}
+    table["tail"] = row(offsets=[4 * entries, 4 * entries + 4])
+    path = raw(tmp_path / "x.safetensors", table)
+    data = path.stat().st_size
+    with open(path, "r+b") as file:
+        file.truncate(data + 4 * entries)  # a hole: nothing is written
+        file.seek(0, 2)
+        file.write(torch.tensor([7.0]).numpy().tobytes())
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.infos["big"].entries == entries and checkpoint["tail"].item() == 7
+    assert next(checkpoint.chunks("big", 4)).tolist() == [0, 0, 0, 0]

@@ -282,3 +282,14 @@ def test_the_reader_of_the_specification_reads(tmp_path: Path) -> None:
     read = names["load"](path)
     assert read.keys() == tensors.keys()
     assert all((read[name] == tensor.numpy()).all() for name, tensor in tensors.items())
+
+
+def test_positions_beyond_32_bits_come_back() -> None:
+    entries, last = (1 << 31) + 16, (1 << 31) + 5
+    zeros, after = last, entries - last - 1
+    raw = b"\xff" * (zeros // 255) + bytes([zeros % 255, after])
+    start, found = 0, []
+    for count, index in decode_mask("gaps", len(raw), entries, reader(zlib.compress(raw))):
+        found += [start + int(at) for at in index]
+        start += count
+    assert start == entries and found == [last]
