@@ -11,11 +11,11 @@ from espalier.optim.dual_averaging import DualAveraging as DualAveraging
 from espalier.optim.grda import GRDA as GRDA
 from espalier.optim.grda import RDA as RDA
 from espalier.optim.grda import ProxSGD as ProxSGD
-from espalier.optim.laws import AbstractLaw as AbstractLaw
 from espalier.optim.laws import AbstractPathLaw as AbstractPathLaw
 from espalier.optim.laws import Clock as Clock
 from espalier.optim.laws import ConstantLaw as ConstantLaw
 from espalier.optim.laws import Lasso as Lasso
+from espalier.optim.laws import Law as Law
 from espalier.optim.laws import LinearLaw as LinearLaw
 from espalier.optim.laws import PowerLaw as PowerLaw
 from espalier.optim.laws import TargetSparsity as TargetSparsity

@@ -45,8 +45,8 @@ class Base:
 class Batch:
     """Tensors of parameters that share kind, device and dtypes, in one order.
 
-    All but grads are changed in place. `moved` is what the base step moves (the latent, a float32 master copy, or the weights themselves; in the
-    last case `weights` is None).
+    All but grads are changed in place. `moved` is what the base step moves: the latent, a float32 master copy, or
+    the weights themselves; in the last case `weights` is None.
     """
 
     kind: Kind

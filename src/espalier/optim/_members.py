@@ -10,6 +10,7 @@ from torch import Tensor
 
 from espalier._errors import EspalierError, near
 from espalier.optim import _quantile
+from espalier.optim._groups import BUFFERS, wide
 from espalier.optim._sharding import local, send, sum_rows
 from espalier.optim.laws import TargetSparsity
 from espalier.optim.prox import soft_threshold
@@ -148,3 +149,32 @@ def settle(
         local(parameter.detach()).copy_(weight.masked_fill_(pruned, 0.0))
         masks.append(pruned.logical_not())
     return masks
+
+
+def fix(member: Member, mask: Tensor) -> None:
+    """Freeze one parameter at a local mask (True = kept)."""
+    state, parameter = member.state, member.parameter
+    whole = torch.zeros_like(parameter, dtype=torch.bool)
+    local(whole).copy_(mask)
+    state["mask"] = whole
+    for key in ("threshold", "ceiling"):
+        state.pop(key, None)
+    if wide(parameter.dtype) is None:
+        state.pop("latent", None)
+    elif "latent" in state:
+        local(state["latent"]).copy_(local(parameter.detach()))
+    for buffer in BUFFERS:
+        if buffer in state:
+            local(state[buffer]).masked_fill_(mask.logical_not(), 0.0)
+
+
+def changes(member: Member) -> Tensor:
+    """Zeros, pruned and regrown of the local part since the last call; int64, shape (3,)."""
+    zero = local(member.parameter.detach()) == 0
+    before = member.state.get("seen")
+    old = torch.zeros_like(zero) if before is None else local(before)
+    counts = torch.stack([zero.sum(), (zero & ~old).sum(), (old & ~zero).sum()])
+    if before is None:
+        before = member.state["seen"] = torch.zeros_like(member.parameter, dtype=torch.bool)
+    local(before).copy_(zero)
+    return counts

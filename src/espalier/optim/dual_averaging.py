@@ -11,17 +11,26 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier.optim import _members
 from espalier.optim._compiled import step_compiled
-from espalier.optim._kernels import Base, Batch, Kind, Threshold, step_all, step_each
+from espalier.optim._groups import (
+    BUFFERS,
+    Group,
+    base_step,
+    buffers,
+    named,
+    prunes,
+    ridge,
+    threshold_of,
+    tick,
+    wide,
+)
+from espalier.optim._kernels import Base, Batch, Kind, step_all, step_each
 from espalier.optim._members import Member
 from espalier.optim._sharding import local, sum_rows
-from espalier.optim.laws import AbstractLaw, AbstractPathLaw, Clock, TargetSparsity
-from espalier.optim.options import check_gradient, check_group, check_parameter, effective_rate
+from espalier.optim.laws import AbstractPathLaw, Law, TargetSparsity
+from espalier.optim.options import check_gradient, check_group, check_parameter
 from espalier.optim.report import MaskReport, TensorMask
 
-Group = dict[str, Any]
-
 _GUARD_EVERY = 32  # steps between two searches of the ceilings that `min_kept` sets
-_BUFFERS = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
 
 class DualAveraging(Optimizer):
@@ -117,7 +126,7 @@ class DualAveraging(Optimizer):
         params: Iterable[Any],
         lr: float | Tensor,
         *,
-        law: AbstractLaw,
+        law: Law,
         momentum: float = 0.0,
         nesterov: bool = False,
         betas: tuple[float, float] | None = None,
@@ -132,17 +141,23 @@ class DualAveraging(Optimizer):
         foreach: bool | None = None,
         compiled: bool = False,
     ) -> None:
-        options = {
+        options: dict[str, Any] = {
             "lr": lr,
             "law": law,
             "momentum": momentum,
             "nesterov": nesterov,
             "betas": betas,
             "eps": eps,
+            "weight_decay": weight_decay,
+            "decay": decay,
+            "scope": scope,
+            "prune": prune,
+            "min_kept": min_kept,
+            "freeze_below": freeze_below,
+            "maximize": maximize,
+            "foreach": foreach,
+            "compiled": compiled,
         }
-        options |= {"weight_decay": weight_decay, "decay": decay, "scope": scope, "prune": prune}
-        options |= {"min_kept": min_kept, "freeze_below": freeze_below}
-        options |= {"maximize": maximize, "foreach": foreach, "compiled": compiled}
         clock = {"steps": 0, "time": 0.0, "threshold": 0.0, "frozen": False}
         super().__init__(params, {**options, **clock})
 
@@ -184,7 +199,7 @@ class DualAveraging(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             self._start(group)
-            _tick(group)
+            tick(group)
         pools = self._pools()
         for law, groups in pools:
             self._search(law, groups)
@@ -203,8 +218,8 @@ class DualAveraging(Optimizer):
         """The group's thresholded parameters that train."""
         return [
             Member(name, parameter, self.state[parameter])
-            for name, parameter in _named(self.param_groups, group)
-            if _prunes(group, parameter) and parameter.requires_grad
+            for name, parameter in named(self.param_groups, group)
+            if prunes(group, parameter) and parameter.requires_grad
         ]
 
     def _pools(self) -> list[tuple[TargetSparsity, list[Group]]]:
@@ -245,10 +260,10 @@ class DualAveraging(Optimizer):
     def _settle(self, law: TargetSparsity, groups: list[Group]) -> None:
         """Prune to exactly the target and freeze."""
         members, caps = self._pooled(groups)
-        divisors = [_ridge(group, dual=True) + 1 for group in groups for _ in self._members(group)]
+        divisors = [ridge(group, dual=True) + 1 for group in groups for _ in self._members(group)]
         masks = _members.settle(law, members, caps, divisors) if members else []
         for member, mask in zip(members, masks, strict=True):
-            _fix(member, mask)
+            _members.fix(member, mask)
         for group in groups:
             group["frozen"] = True
 
@@ -258,21 +273,21 @@ class DualAveraging(Optimizer):
     def _start(self, group: Group) -> None:
         """Make the state of parameters that meet their first gradient; refresh the guard's ceilings."""
         dual = group["law"].dual and not group["frozen"]
-        for name, parameter in _named(self.param_groups, group):
+        for name, parameter in named(self.param_groups, group):
             if parameter.grad is None:
                 continue
             check_gradient(parameter.grad, name)
             state = self.state[parameter]
-            wide = _wide(parameter.dtype)
+            master = wide(parameter.dtype)
             if (
                 "latent" not in state
                 and "mask" not in state
-                and ((dual and _prunes(group, parameter)) or wide)
+                and ((dual and prunes(group, parameter)) or master)
             ):
-                state["latent"] = parameter.detach().clone().to(wide or parameter.dtype)
-            for buffer in _buffers(group):
+                state["latent"] = parameter.detach().clone().to(master or parameter.dtype)
+            for buffer in buffers(group):
                 if buffer not in state:
-                    state[buffer] = torch.zeros_like(parameter, dtype=wide or parameter.dtype)
+                    state[buffer] = torch.zeros_like(parameter, dtype=master or parameter.dtype)
         if isinstance(group["law"], AbstractPathLaw) and dual and group["min_kept"]:
             members = self._members(group)
             if members and group["steps"] % _GUARD_EVERY == 0:
@@ -289,20 +304,20 @@ class DualAveraging(Optimizer):
                     parameter
                 )
         for (kind, separate, *_), parameters in alike.items():
-            yield self._batch(group, kind, separate, parameters), _base(group, kind)
+            yield self._batch(group, kind, separate, parameters), base_step(group, kind)
 
     def _kind(self, group: Group, parameter: Tensor) -> Kind:
         """How this parameter's weights follow from what the base step moves."""
         if "mask" in self.state[parameter]:
             return Kind.MASKED
-        if group["frozen"] or not _prunes(group, parameter):
+        if group["frozen"] or not prunes(group, parameter):
             return Kind.DENSE
         return Kind.LATENT if group["law"].dual else Kind.LAST
 
     def _batch(self, group: Group, kind: Kind, separate: bool, parameters: list[Tensor]) -> Batch:
         """Local tensors of parameters that are updated together."""
         states = [self.state[parameter] for parameter in parameters]
-        buffers = _buffers(group)
+        keys = buffers(group)
         for state in states:
             state["step"] = state.get("step", 0) + 1
 
@@ -315,12 +330,12 @@ class DualAveraging(Optimizer):
             moved=[local(state["latent"]) for state in states] if separate else weights,
             grads=[local(parameter.grad) for parameter in parameters if parameter.grad is not None],
             weights=weights if separate else None,
-            momentum=listed("momentum_buffer", "momentum_buffer" in buffers),
-            first=listed("exp_avg", "exp_avg" in buffers),
-            second=listed("exp_avg_sq", "exp_avg_sq" in buffers),
+            momentum=listed("momentum_buffer", "momentum_buffer" in keys),
+            first=listed("exp_avg", "exp_avg" in keys),
+            second=listed("exp_avg_sq", "exp_avg_sq" in keys),
             masks=listed("mask", kind is Kind.MASKED),
             ages=[state["step"] for state in states],
-            thresholds=[_threshold(group, state) for state in states],
+            thresholds=[threshold_of(group, state) for state in states],
         )
 
     # --- masks
@@ -337,7 +352,7 @@ class DualAveraging(Optimizer):
         for group in self.param_groups:
             if not group["frozen"]:
                 for member in self._members(group):
-                    _fix(member, local(member.parameter.detach()) != 0)
+                    _members.fix(member, local(member.parameter.detach()) != 0)
                 group["frozen"] = True
 
     @property
@@ -349,7 +364,7 @@ class DualAveraging(Optimizer):
     def restart(self) -> None:
         """Take the weights as they are now as w_0: drop latents and buffers and set the clocks to zero; masks stay."""
         for state in self.state.values():
-            for key in ("latent", "step", "threshold", "ceiling", *_BUFFERS):
+            for key in ("latent", "step", "threshold", "ceiling", *BUFFERS):
                 state.pop(key, None)
         for group in self.param_groups:
             group.update(steps=0, time=0.0, threshold=0.0)
@@ -369,7 +384,7 @@ class DualAveraging(Optimizer):
             return MaskReport({}, first=False, frozen=self.frozen)
         first = any("seen" not in member.state for member in members)
         counts = sum_rows(
-            torch.stack([_changes(member) for member in members]), _members.owners(members)
+            torch.stack([_members.changes(member) for member in members]), _members.owners(members)
         ).tolist()
         tensors = {m.name: TensorMask(m.entries, *row) for m, row in zip(members, counts, strict=True)}
         if not first:
@@ -387,7 +402,7 @@ class DualAveraging(Optimizer):
             )
             if found.zeros and found.churn <= group["freeze_below"]:
                 for member in members:
-                    _fix(member, local(member.parameter.detach()) != 0)
+                    _members.fix(member, local(member.parameter.detach()) != 0)
                 group["frozen"] = True
 
     # --- saving
@@ -455,82 +470,6 @@ def _restored(saved: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     }
 
 
-def _named(groups: list[Group], group: Group) -> Iterator[tuple[str, Tensor]]:
-    """Names and parameters of a group; without names, the positions."""
-    number = next(i for i, other in enumerate(groups) if other is group)
-    names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
-    return zip(names, group["params"], strict=True)
-
-
-def _prunes(group: Group, parameter: Tensor) -> bool:
-    """Whether the parameter is thresholded."""
-    if group["prune"] is not None:
-        return bool(group["prune"])
-    return group["scope"] == "paper" or parameter.ndim >= 2
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype | None:
-    """The dtype that takes the steps of a parameter too coarse for them; None if its own will do."""
-    return None if dtype in {torch.float32, torch.float64} else torch.float32
-
-
-def _buffers(group: Group) -> tuple[str, ...]:
-    """Names of the base step's buffers."""
-    if group["betas"] is not None:
-        return ("exp_avg", "exp_avg_sq")
-    return ("momentum_buffer",) if group["momentum"] else ()
-
-
-def _tick(group: Group) -> None:
-    """Advance a group's clock by a step."""
-    rate = effective_rate(group)
-    group["steps"] += 1
-    law = group["law"]
-    if isinstance(law, AbstractPathLaw) and not group["frozen"]:
-        group["threshold"] = law.threshold(Clock(group["steps"], group["time"], rate, group["threshold"]))
-    group["time"] += rate
-
-
-def _threshold(group: Group, state: dict[str, Any]) -> Threshold:
-    """The threshold of one parameter; a number where that needs no wait for the device."""
-    if "threshold" in state:
-        return _readable(state["threshold"])
-    if "ceiling" not in state:
-        return float(group["threshold"])
-    ceiling = _readable(state["ceiling"])
-    if isinstance(ceiling, float):
-        return min(ceiling, float(group["threshold"]))
-    return ceiling.clamp(max=group["threshold"])
-
-
-def _readable(value: Tensor) -> Threshold:
-    """A CPU scalar as a number: vectorized kernels take numbers, and reading it costs nothing."""
-    return float(value) if value.device.type == "cpu" else value
-
-
-def _ridge(group: Group, *, dual: bool) -> float:
-    """The prox's share of the weight decay: the whole path's for a latent, this step's for weights."""
-    if group["decay"] != "prox":
-        return 0.0
-    return float(group["weight_decay"] * (group["time"] if dual else group["lr"]))
-
-
-def _base(group: Group, kind: Kind) -> Base:
-    """The base step's numbers for one kind of parameter."""
-    decay, lr = group["weight_decay"], float(group["lr"])
-    return Base(
-        lr=lr,
-        momentum=group["momentum"],
-        nesterov=group["nesterov"],
-        betas=group["betas"],
-        eps=group["eps"],
-        coupled=decay if group["decay"] == "coupled" else 0.0,
-        shrink=1 - lr * decay if group["decay"] == "decoupled" else 1.0,
-        ridge=_ridge(group, dual=kind is Kind.LATENT),
-        maximize=group["maximize"],
-    )
-
-
 def _path(group: Group, batch: Batch) -> Callable[[Batch, Base], None]:
     """Which implementation of the step a batch takes."""
     if group["compiled"]:
@@ -539,32 +478,3 @@ def _path(group: Group, batch: Batch) -> Callable[[Batch, Base], None]:
     if foreach is None:
         foreach = batch.moved[0].device.type != "cpu"
     return step_all if foreach else step_each
-
-
-def _fix(member: Member, mask: Tensor) -> None:
-    """Freeze one parameter at a local mask (True = kept)."""
-    state, parameter = member.state, member.parameter
-    whole = torch.zeros_like(parameter, dtype=torch.bool)
-    local(whole).copy_(mask)
-    state["mask"] = whole
-    for key in ("threshold", "ceiling"):
-        state.pop(key, None)
-    if _wide(parameter.dtype) is None:
-        state.pop("latent", None)
-    elif "latent" in state:
-        local(state["latent"]).copy_(local(parameter.detach()))
-    for buffer in _BUFFERS:
-        if buffer in state:
-            local(state[buffer]).masked_fill_(mask.logical_not(), 0.0)
-
-
-def _changes(member: Member) -> Tensor:
-    """Zeros, pruned and regrown of the local part since the last call; int64, shape (3,)."""
-    zero = local(member.parameter.detach()) == 0
-    before = member.state.get("seen")
-    old = torch.zeros_like(zero) if before is None else local(before)
-    counts = torch.stack([zero.sum(), (zero & ~old).sum(), (old & ~zero).sum()])
-    if before is None:
-        before = member.state["seen"] = torch.zeros_like(member.parameter, dtype=torch.bool)
-    local(before).copy_(zero)
-    return counts

@@ -29,8 +29,10 @@ def check_group(group: dict[str, Any]) -> None:
             f"`prune` is {group['prune']!r}; it must be True, False, or None to decide by `scope`"
         )
     if not 0 <= group["min_kept"] < 1:
+        raise EspalierError(f"`min_kept` is {group['min_kept']}; it is a fraction of each tensor, in [0, 1)")
+    if group["min_kept"] and not group["law"].dual:
         raise EspalierError(
-            f"`min_kept` is {group['min_kept']}; it is the fraction of each tensor to keep, in [0, 1)"
+            "`min_kept` needs a law with a latent; Lasso has none, so lower its penalty instead"
         )
     _check_freezing(group)
     if group["compiled"] and group["foreach"]:

@@ -1,0 +1,144 @@
+"""Each mistake has its own message."""
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from espalier import EspalierError
+from espalier.optim import (
+    GRDA,
+    ConstantLaw,
+    DualAveraging,
+    Lasso,
+    LinearLaw,
+    Polynomial,
+    PowerLaw,
+    ProxSGD,
+    TargetSparsity,
+    TimePowerLaw,
+)
+
+LAW = PowerLaw(0.01, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PowerLaw(-1.0, 0.5), "`c` of PowerLaw is -1.0; it must be a number >= 0"),
+        (lambda: PowerLaw(float("nan"), 0.5), "`c` of PowerLaw is nan"),
+        (lambda: PowerLaw(0.1, 1.5), r"`mu` of PowerLaw is 1.5; it must be in \[0, 1\]"),
+        (lambda: TimePowerLaw(0.1, -0.5), "`mu` of TimePowerLaw is -0.5"),
+        (lambda: TimePowerLaw(float("inf"), 0.5), "`c` of TimePowerLaw is inf"),
+        (lambda: LinearLaw(-1.0), "`penalty` of LinearLaw is -1.0"),
+        (lambda: Lasso(-2.0), "`penalty` of Lasso is -2.0"),
+        (lambda: ConstantLaw(-3.0), "`value` of ConstantLaw is -3.0"),
+        (lambda: Polynomial(0.0), "`power` of a schedule is 0.0; it must be a positive number"),
+        (lambda: TargetSparsity(90, 100), "`sparsity` is 90; it is a fraction in"),
+        (lambda: TargetSparsity(0.9, 100, warmup=-1), "`warmup` is -1; it counts steps"),
+        (lambda: TargetSparsity(0.9, 10, warmup=10), "`steps` is 10: no ramp is left after 10 warm-up steps"),
+        (lambda: TargetSparsity(0.9, 10, every=0), "`every` is 0; it counts steps between searches"),
+    ],
+)
+def test_laws(make, message) -> None:
+    with pytest.raises(EspalierError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"law": 0.5}, "`law` is 0.5; give a law, such as PowerLaw"),
+        ({"lr": -0.1}, "`lr` is -0.1; it must be a number >= 0"),
+        ({"lr": float("nan")}, "`lr` is nan"),
+        ({"lr": "fast"}, "`lr` is 'fast'"),
+        ({"lr": torch.ones(2)}, "`lr` is a tensor with several entries or on an accelerator"),
+        ({"momentum": 1.0}, r"`momentum` is 1.0; it must be in \[0, 1\)"),
+        ({"nesterov": True}, "`nesterov` needs a `momentum` above 0"),
+        ({"betas": (0.9, 0.99), "momentum": 0.9}, "`betas` .* and `momentum` exclude each other"),
+        ({"betas": (0.9, 1.0)}, r"`betas` is \(0.9, 1.0\); it must be two numbers"),
+        ({"betas": (0.9, 0.99), "eps": 0.0}, "`eps` is 0.0; it must be above 0"),
+        ({"weight_decay": -1.0}, "`weight_decay` is -1.0"),
+        ({"decay": "l2"}, "`decay` is 'l2'; it must be one of 'coupled', 'decoupled', 'prox'"),
+        ({"scope": "all"}, "`scope` is 'all'; it must be one of 'weights', 'paper'"),
+        ({"prune": "yes"}, "`prune` is 'yes'; it must be True, False, or None"),
+        ({"min_kept": 1.0}, "`min_kept` is 1.0; it is a fraction of each tensor"),
+        ({"min_kept": 0.1, "law": Lasso(0.1)}, "`min_kept` needs a law with a latent"),
+        ({"freeze_below": 2.0}, "`freeze_below` is 2.0; it is a fraction of the entries"),
+        (
+            {"freeze_below": 0.1, "law": TargetSparsity(0.5, 10)},
+            "`freeze_below` and TargetSparsity exclude each other",
+        ),
+        ({"compiled": True, "foreach": True}, "`compiled` and `foreach` exclude each other"),
+    ],
+)
+def test_options(options, message) -> None:
+    w = Parameter(torch.ones(2, 2))
+    with pytest.raises(EspalierError, match=message):
+        DualAveraging([w], **{"lr": 0.1, "law": LAW, **options})
+    with pytest.raises(EspalierError, match=message):
+        optimizer = DualAveraging([Parameter(torch.ones(2, 2))], 0.1, law=LAW)
+        optimizer.add_param_group({"params": [w], **options})
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        (torch.ones(2, 2, dtype=torch.complex64), "a parameter is complex"),
+        (torch.ones(2, 2, dtype=torch.int64), "a parameter has dtype torch.int64"),
+    ],
+)
+def test_dtypes_without_a_threshold(parameter, message) -> None:
+    optimizer = GRDA([torch.ones(2, 2)], 0.1)
+    with pytest.raises(EspalierError, match=message):
+        optimizer.add_param_group({"params": [parameter]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_sparse_gradients() -> None:
+    table = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = GRDA(table.named_parameters(), 0.1)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(EspalierError, match=r"the gradient of 'weight' is sparse.*sparse=False"):
+        optimizer.step()
+
+
+def start(law: TargetSparsity, weights: torch.Tensor, **options) -> None:
+    w = Parameter(weights)
+    optimizer = DualAveraging([("layer.weight", w)], 0.1, law=law, **options)
+    w.grad = torch.zeros_like(w)
+    optimizer.step()
+
+
+def test_targets_that_cannot_be_reached() -> None:
+    with pytest.raises(EspalierError, match="needs 90 zeros, but `min_kept` leaves room for 80"):
+        start(TargetSparsity(0.9, 10), torch.ones(10, 10), min_kept=0.2)
+    with pytest.raises(EspalierError, match=r"is 50 zeros, but 60 of 100 entries are zero already"):
+        start(TargetSparsity(0.5, 10), torch.tensor([0.0] * 60 + [1.0] * 40).view(10, 10))
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (
+            {"layer.wieght": 10},
+            "`kept` names 'layer.wieght', which is not thresholded here. Did you mean 'layer.weight'",
+        ),
+        ({}, "`kept` says nothing of 'layer.weight'"),
+        ({"layer.weight": 101}, "`kept` asks for 101 of 100 entries of 'layer.weight'"),
+        ({"layer.weight": 20}, "`kept` sums to 20 entries, but the sparsity leaves 10"),
+    ],
+)
+def test_allocations_that_do_not_fit(kept, message) -> None:
+    with pytest.raises(EspalierError, match=message):
+        start(TargetSparsity(0.9, 10, kept=kept), torch.ones(10, 10))
+
+
+def test_a_state_of_another_law() -> None:
+    w = Parameter(torch.ones(2, 2))
+    saved = GRDA([w], 0.1, 0.01, 0.6).state_dict()
+    with pytest.raises(
+        EspalierError, match=r"saved under PowerLaw\(c=0.01, mu=0.6\), but this optimizer has Lasso"
+    ):
+        ProxSGD([w], 0.1, 0.5).load_state_dict(saved)
+    with pytest.raises(EspalierError, match="saved under another optimizer, without a law"):
+        ProxSGD([w], 0.1, 0.5).load_state_dict(torch.optim.SGD([w], 0.1).state_dict())

@@ -1,0 +1,160 @@
+"""Target sparsity: exact at the end, near the schedule before, whatever the latents."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import Parameter
+
+from espalier.optim import CUBIC, GRDA, DualAveraging, MaskReport, PowerLaw, TargetSparsity, TensorMask
+from espalier.optim import _quantile as quantile
+
+
+def zeros(parameters) -> int:
+    return sum(int((p == 0).sum()) for p in parameters)
+
+
+def train(optimizer, parameters, steps, still=False) -> None:
+    for _ in range(steps):
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if still else torch.randn_like(p)
+        optimizer.step()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-2.0, -1.0, 1.0, 1.5, 3.0]), min_size=1, max_size=12),
+        min_size=1,
+        max_size=4,
+    ),
+    st.floats(0, 0.99),
+)
+def test_exact_zeros_with_ties(rows, sparsity) -> None:
+    """Weights of few values and no gradient: the cut goes through ties, and is by (parameter order, index)."""
+    parameters = [Parameter(torch.tensor([row])) for row in rows]
+    start = [p.detach().clone() for p in parameters]
+    optimizer = DualAveraging(parameters, 0.1, law=TargetSparsity(sparsity, 3))
+    train(optimizer, parameters, 3, still=True)
+    flat = torch.cat(start, 1)[0]
+    expected = torch.ones_like(flat, dtype=torch.bool)
+    expected[flat.abs().argsort(stable=True)[: round(sparsity * flat.numel())]] = False
+    assert torch.equal(torch.cat([p.detach() for p in parameters], 1)[0] != 0, expected)
+    train(optimizer, parameters, 2)
+    assert zeros(parameters) == round(sparsity * flat.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options", [{"momentum": 0.9}, {"betas": (0.9, 0.99)}, {"weight_decay": 0.1, "decay": "prox"}]
+)
+def test_follows_the_schedule_and_ends_exact(dtype, options) -> None:
+    parameters = [Parameter(torch.randn(shape, dtype=dtype)) for shape in ((60, 50), (40, 7, 3, 3), (9,))]
+    law = TargetSparsity(0.93, 60, warmup=10)
+    optimizer = DualAveraging(parameters, 0.003, law=law, **options)
+    total = 60 * 50 + 40 * 63
+    train(optimizer, parameters, 10)
+    assert zeros(parameters) <= 5
+    for step in range(11, 60):
+        train(optimizer, parameters, 1)
+        assert zeros(parameters) / total == pytest.approx(0.93 * CUBIC.fraction((step - 10) / 50), abs=0.02)
+    train(optimizer, parameters, 1)
+    assert zeros(parameters) == round(0.93 * total)
+    assert optimizer.frozen
+    masks = [p == 0 for p in parameters]
+    train(optimizer, parameters, 5)
+    assert all(torch.equal(p == 0, mask) for p, mask in zip(parameters, masks))
+
+
+def test_an_allocation_gives_every_tensor_its_count() -> None:
+    a, b = Parameter(torch.randn(20, 10)), Parameter(torch.randn(30, 10) * 5)
+    law = TargetSparsity(0.8, 20, kept={"a": 10, "b": 90})
+    optimizer = DualAveraging([("a", a), ("b", b)], 0.01, law=law)
+    train(optimizer, [a, b], 20)
+    assert [zeros([p]) for p in (a, b)] == [190, 210]
+
+
+def test_no_tensor_collapses_below_its_floor() -> None:
+    small, large = Parameter(torch.randn(10, 10) * 1e-3), Parameter(torch.randn(100, 10))
+    optimizer = DualAveraging([small, large], 1e-5, law=TargetSparsity(0.9, 50), min_kept=0.05)
+    for _ in range(50):
+        train(optimizer, [small, large], 1)
+        assert zeros([small]) <= 96  # the ramp's search is approximate
+    assert [zeros([p]) for p in (small, large)] == [95, 895]
+
+
+def test_the_guard_holds_for_a_law_of_the_clock() -> None:
+    w = Parameter(torch.randn(100, 30))
+    optimizer = GRDA([w], 1e-3, c=1e4, mu=0.5, min_kept=0.2)
+    train(optimizer, [w], 40)
+    assert zeros([w]) == pytest.approx(2400, abs=30)
+
+
+def test_groups_with_one_target_are_one_pool() -> None:
+    a, b = Parameter(torch.randn(20, 10)), Parameter(torch.randn(20, 10) * 10)
+    optimizer = DualAveraging(
+        [{"params": [a]}, {"params": [b], "lr": 1e-4}], 1e-3, law=TargetSparsity(0.5, 10)
+    )
+    train(optimizer, [a, b], 10)
+    assert zeros([a, b]) == 200
+    assert zeros([a]) > 180
+
+
+def test_a_parameter_without_gradients_counts_at_the_end() -> None:
+    a, b = Parameter(torch.randn(20, 10)), Parameter(torch.randn(20, 10))
+    fixed = Parameter(torch.randn(20, 10), requires_grad=False)
+    optimizer = DualAveraging([a, b, fixed], 1e-3, law=TargetSparsity(0.5, 10))
+    train(optimizer, [a], 10)
+    assert zeros([a, b]) == 200
+    assert zeros([b]) > 50
+    assert zeros([fixed]) == 0
+
+
+def test_mask_report_counts_churn() -> None:
+    w = Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    optimizer = DualAveraging([("w", w)], 1.0, law=PowerLaw(0.0, 0.5), freeze_below=0.3)
+    train(optimizer, [w], 1, still=True)
+    assert optimizer.mask_report() == MaskReport({"w": TensorMask(4, 0, 0, 0)}, first=True, frozen=False)
+    optimizer.state[w]["latent"].copy_(torch.tensor([[0.0, 0.0, 3.0, 4.0]]))
+    train(optimizer, [w], 1, still=True)
+    report = optimizer.mask_report()
+    assert (report.zeros, report.pruned, report.regrown, report.churn, report.overlap) == (2, 2, 0, 0.5, 0.5)
+    optimizer.state[w]["latent"].copy_(torch.tensor([[1.0, 0.0, 3.0, 4.0]]))
+    train(optimizer, [w], 1, still=True)
+    report = optimizer.mask_report()
+    assert (report.sparsity, report.pruned, report.regrown, report.frozen) == (0.25, 0, 1, True)
+    assert optimizer.frozen
+    assert report.overlap == pytest.approx(2 / 3)
+    train(optimizer, [w], 3)
+    assert zeros([w]) == 1
+
+
+def test_restart_begins_again_at_the_weights() -> None:
+    w = Parameter(torch.ones(2, 2))
+    optimizer = GRDA([w], 0.1, c=1.0, mu=0.5)
+    train(optimizer, [w], 5)
+    with torch.no_grad():
+        w.fill_(7.0)
+    optimizer.restart()
+    train(optimizer, [w], 1, still=True)
+    assert optimizer.param_groups[0]["steps"] == 1
+    torch.testing.assert_close(optimizer.state[w]["latent"], torch.full((2, 2), 7.0))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=50), st.booleans(), st.data())
+def test_exact_selection_is_a_stable_sort(entries, double, data) -> None:
+    value = torch.tensor(entries, dtype=torch.float64 if double else torch.float32)
+    count = data.draw(st.integers(0, len(entries)))
+    ((chosen, _),) = quantile.exact_selection([value], torch.tensor([count]), [value])
+    expected = torch.zeros(len(entries), dtype=torch.bool)
+    expected[value.abs().argsort(stable=True)[:count]] = True
+    assert torch.equal(chosen, expected)
+
+
+def test_coarse_quantile_is_close() -> None:
+    values = torch.randn(100_000)
+    cumulative = quantile.coarse_counts([values], [1], [values]).cumsum(1)
+    for share in (0.0, 0.01, 0.5, 0.9, 0.999):
+        found = quantile.quantile(cumulative, torch.tensor([share * 100_000], dtype=torch.float64))
+        assert (values.abs() <= found).float().mean().item() == pytest.approx(share, abs=2e-3)
