@@ -32,7 +32,7 @@ def hold(module: nn.Module, masks: Masks, optimizer: torch.optim.Optimizer | Non
         ...     model(torch.ones(3, 2)).sum().backward()
         ...     optimizer.step()
         ...     held.verify()
-        >>> float(model.weight[0, 1])
+        >>> model.weight[0, 1].item()
         0.0
 
     A deep copy (or a pickle) of `(module, optimizer, hold)` together is held like the original. A copy of

@@ -28,7 +28,7 @@ _INTEGERS = {
     torch.float64: torch.int64,
 }
 _DIGIT = 16
-_CHUNK = 1 << 20  # entries looked at together
+_CHUNK = 1 << 18  # entries looked at together; a few of these fit in the cache of one core
 _COLLECT = 1 << 22  # candidates that may be held at once
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def lamp(scores: Tensor, name: str = "") -> Tensor:
     Returns:
         A float64 vector as long as the scores have entries.
     """
-    values = scores.detach().reshape(-1).sort(descending=True).values
+    values = _descending(scores.detach().reshape(-1))
     alive = values.numel() - int((values == -torch.inf).sum())
     top = values[:alive].double()
     if alive and not (top[-1] >= 0 and top[0] < torch.inf):
@@ -71,3 +72,11 @@ def lamp(scores: Tensor, name: str = "") -> Tensor:
     shares = torch.full(values.shape, -torch.inf, dtype=torch.float64, device=values.device)
     shares[:alive] = (energy / energy.cumsum(0)).nan_to_num_(0.0)
     return shares
+
+
+def _descending(values: Tensor) -> Tensor:
+    """Sorted values alone; on the CPU by NumPy, whose sort is vectorized and an order of magnitude faster."""
+    if values.device.type != "cpu":
+        return values.sort(descending=True).values
+    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    return torch.from_numpy(np.sort(wide.numpy())[::-1].copy())
