@@ -66,7 +66,7 @@ def test_minimizers_by_brute_force(v: float, g: float, k: float) -> None:
         return l1(w) + 0.5 * k * w**2
 
     def l0(w: Tensor) -> Tensor:
-        return 0.5 * (w - v) ** 2 + 0.5 * g**2 * (w != 0)
+        return 0.5 * (w - v) ** 2 + 0.5 * g**2 * (w != 0).double()
 
     grid = torch.cat([grid, point, torch.zeros(1, dtype=torch.float64)])
     assert l1(soft_threshold(point, g)) <= l1(grid).min() + 1e-12

@@ -97,7 +97,7 @@ def test_groups_with_one_target_are_one_pool() -> None:
     )
     train(optimizer, [a, b], 10)
     assert zeros([a, b]) == 200
-    assert zeros([a]) > 180
+    assert zeros([a]) > 160
 
 
 def test_a_parameter_without_gradients_counts_at_the_end() -> None:
