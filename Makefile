@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types docs bench lock clean help
+.PHONY: install demo test lint types docs reference bench lock clean help
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -30,6 +30,9 @@ types: install  ## static types
 
 docs: install   ## build the documentation strictly into site/
 	$(BIN)/mkdocs build --strict
+
+reference: install  ## write docs/cli.md and docs/api.md anew
+	$(BIN)/python -m docs.generate
 
 bench: install  ## speed and memory, ratios in one run
 	$(BIN)/python -m benchmarks

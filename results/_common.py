@@ -17,7 +17,6 @@ import espalier
 from espalier.checkpoint.write import atomic
 
 HERE = Path(__file__).parent
-RUNS = HERE.parent / "runs"
 
 
 def environment() -> dict[str, Any]:

@@ -27,7 +27,7 @@ from espalier.profile import Profile, profile
 from espalier.prune import prune
 from espalier.select import Scope, select
 from espalier.train import Epoch, Training, fit
-from results._common import HERE, RUNS, command, environment, once, summary, write_json
+from results._common import HERE, command, environment, once, summary, write_json
 
 SEEDS = range(5)
 PUBLISHED = {
@@ -100,7 +100,9 @@ def main() -> None:
     mnist = data.torchvision_data("MNIST", options=data.Options(validation=0.0))
     runs = []
     for seed in SEEDS:
-        runs.append(once(RUNS / "lenet5_mnist" / f"seed{seed}.json", lambda seed=seed: run(seed, mnist)))
+        runs.append(
+            once(HERE / "points" / "lenet5_mnist" / f"seed{seed}.json", lambda seed=seed: run(seed, mnist))
+        )
         print(seed, {k: v for k, v in runs[-1].items() if k != "along"}, flush=True)
     keys = [key for key in runs[0] if key not in ("seed", "along")]
     write_json(

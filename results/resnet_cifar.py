@@ -5,7 +5,7 @@
 Does any amount rule predict where the accuracy falls? Does accuracy collapse onto one curve when plotted against cosine
 instead of sparsity, for pruning by magnitude and at random (the claim of "What Makes a Good Prune?")? The test images
 are read once per point and choose nothing; agreement and divergence to the parent come from the inputs of the
-validation split. One point is one artefact under runs/: kill the script anywhere and start it again.
+validation split. One point is one artefact under points/: kill the script anywhere and start it again.
 
 cifar10_jpeg is CIFAR-10 stored as JPEG (quality about 75), harder than the original: not CIFAR-10.
 """
@@ -31,7 +31,7 @@ from espalier.scores import AbstractScore, Magnitude, Random
 from espalier.select import select
 from espalier.similarity import compare_logits, cosine_bound
 from espalier.train import Training, fit
-from results._common import HERE, RUNS, command, environment, once, write_json
+from results._common import HERE, command, environment, once, write_json
 
 COARSE = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 FINE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -112,19 +112,19 @@ def rules(network: str) -> dict[str, Any]:
     }
 
 
-def collect(network: str, stages: list[str]) -> dict[str, Any]:
-    """Every point of a network, made now where it is missing."""
-    folder: Path = RUNS / "resnet_cifar" / network
+def collect(network: str, stages: list[str], scores: list[str]) -> dict[str, Any]:
+    """Every point of a network that is asked for, made now where it is missing, and every other one that is there."""
+    folder: Path = HERE / "points" / network
     dense = once(folder / "dense.json", lambda: measure(parent(network), network))
     curves: dict[str, list[Any]] = {}
-    for stage in stages:
+    for stage in ("before", "after"):
         for score in SCORES:
             points = []
             for sparsity in NETWORKS[network][2]:
-                tune = stage == "after"
-                path = folder / f"{stage}-{score}-{sparsity}.json"
-                points.append(once(path, lambda: point(network, score, sparsity, tune)))  # noqa: B023
-                print(network, stage, score, sparsity, f"{points[-1]['accuracy']:.4f}", flush=True)
+                tune, path = stage == "after", folder / f"{stage}-{score}-{sparsity}.json"
+                if path.exists() or (stage in stages and score in scores):
+                    points.append(once(path, lambda: point(network, score, sparsity, tune)))  # noqa: B023
+                    print(network, stage, score, sparsity, f"{points[-1]['accuracy']:.4f}", flush=True)
             curves[f"{stage} {score}"] = points
     return {"dense": dense, "rules": rules(network), "curves": curves}
 
@@ -134,9 +134,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=list(NETWORKS), action="append")
     parser.add_argument("--stage", choices=("before", "after"), action="append")
+    parser.add_argument("--score", choices=list(SCORES), action="append")
     arguments = parser.parse_args()
     networks = arguments.network or list(NETWORKS)
-    found = {network: collect(network, arguments.stage or ["before", "after"]) for network in networks}
+    found = {
+        network: collect(network, arguments.stage or ["before", "after"], arguments.score or list(SCORES))
+        for network in networks
+    }
     for network, result in found.items():
         write_json(
             HERE / f"{network}.json",

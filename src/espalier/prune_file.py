@@ -92,7 +92,7 @@ def prune_file(
     """Write a pruned copy of a checkpoint.
 
     Memory holds one tensor (and its score) at a time. The file appears whole or not at all; its metadata says, under
-    `espalier`, what was asked and what was achieved.
+    `espalier.prune`, what was asked and what was achieved.
 
     Args:
         checkpoint: the source.
@@ -136,7 +136,7 @@ def prune_file(
         "kept": masks.kept,
         "entries": selection.entries,
     }
-    written = rewrite(checkpoint, Path(out), change, {"espalier": json.dumps(achieved)}, sparse=sparse)
+    written = rewrite(checkpoint, Path(out), change, {"espalier.prune": json.dumps(achieved)}, sparse=sparse)
     tensors = tuple(records[name] for name in selection.names)
     zeros = sum(t.entries - t.kept for t in tensors)
     before, after = (math.fsum(pair[i] for pair in energies.values()) for i in (0, 1))

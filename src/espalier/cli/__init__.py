@@ -43,9 +43,10 @@ def main() -> None:
     except EspalierError as error:
         print(f"espalier: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("espalier: interrupted; what was written is complete", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("espalier: interrupted; what was written is complete", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # The reader of our output (head, less) went away: not an error, but keep the interpreter from complaining.
         sys.stderr.close()

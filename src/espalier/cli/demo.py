@@ -1,4 +1,6 @@
-"""The whole job in a minute: train a small network on scikit-learn's digits, inspect, prune, fine-tune, pack.
+"""The whole job in a minute, on scikit-learn's digits.
+
+Trains a small network, inspects it, prunes it, fine-tunes one epoch, packs the file and writes report.html.
 
 For example:
 

@@ -1,4 +1,4 @@
-"""Measure a network on data: accuracy with its interval, and its likeness to a parent.
+"""Measure on data: accuracy with its interval, likeness to a parent.
 
 For example:
 

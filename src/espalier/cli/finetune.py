@@ -1,4 +1,4 @@
-"""Fine-tune a pruned network at fixed masks; or find how far it can be pruned with data, and do both.
+"""Fine-tune at fixed masks, or find how far data lets it go.
 
 For example:
 

@@ -1,4 +1,4 @@
-"""How far can this checkpoint be pruned, and why: from its weights alone.
+"""How far can it be pruned, and why: from the weights alone.
 
 For example:
 

@@ -1,4 +1,4 @@
-"""Prune a checkpoint to exactly the amount asked for, and write a smaller file if you like.
+"""Prune to exactly the amount asked for, dense or in a smaller file.
 
 For example:
 

@@ -39,7 +39,7 @@ def curve_figure(found: "Inspection") -> str:
     for key, choice in sorted(found.choices.items(), key=lambda item: item[1].amount.sparsity):
         at, value = choice.amount.sparsity, choice.amount.cosine
         axes.plot([at], [value], "o", color=LEAF, markersize=6)
-        crowded = sum(abs(at - other) < 0.06 for other in placed)
+        crowded = sum(abs(at - other) < 0.16 for other in placed)
         axes.annotate(
             f"{key} {100 * at:.1f} %",
             (at, value),

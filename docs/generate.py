@@ -1,0 +1,75 @@
+"""Write the CLI reference from `--help`, and the API page from the public names: `make reference`."""
+
+import importlib
+from pathlib import Path
+
+import espalier
+
+HERE = Path(__file__).parent
+
+CLI_HEAD = """# Command line
+
+<!-- Written by docs/generate.py; `make reference` writes it anew. -->
+
+Every command prints tables for people and, with `--json`, one object for programs. A mistake of the user is one line on
+standard error and exit status 2; an interrupt is 130; anything else is a bug and keeps its traceback.
+"""
+
+THEMES: dict[str, tuple[str, ...]] = {
+    "Checkpoints": (
+        "open_checkpoint", "save_checkpoint", "rewrite", "load_sparse", "unpack", "AbstractCheckpoint", "TensorInfo",
+        "select", "Selection",
+    ),
+    "How far": (
+        "inspect", "Inspection", "profile", "Profile", "Curve", "exact_curve", "Amount", "AbstractAmount", "Utopia",
+        "Safe", "CosineTarget", "EffectiveSize", "Knee", "Given",
+    ),
+    "Prune": (
+        "prune", "prune_file", "PrunedFile", "Masks", "hold", "Hold", "Evidence", "AbstractScore", "Magnitude",
+        "Random", "AbstractAllocation", "Global", "Uniform", "UniformPlus", "ERK", "LAMP",
+    ),
+    "With data": (
+        "finetune", "Finetuned", "fit", "Training", "History", "evaluate", "Evaluation", "compare_outputs",
+        "Similarity", "recalibrate", "Recalibration", "largest_sparsity", "largest_agreeing_sparsity", "Budget",
+    ),
+    "Errors": ("EspalierError", "CheckpointError"),
+}  # fmt: skip
+
+
+def cli_reference() -> str:
+    """One section a command, with its help."""
+    import typer.main
+    from typer import Context
+
+    from espalier.cli import app
+
+    group = typer.main.get_command(app)
+    parts = [CLI_HEAD]
+    commands = {"": group, **{name: group.commands[name] for name in group.commands}}  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        title = f"espalier {name}".strip()
+        settings = {**command.context_settings, "terminal_width": 100, "max_content_width": 100}
+        with Context(command, info_name=title, **settings) as context:
+            parts.append(f"## `{title}`\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+def api_reference() -> str:
+    """The public names by theme; mkdocstrings fills in the docstrings."""
+    parts = ["# Python API\n\n<!-- Written by docs/generate.py; `make reference` writes it anew. -->\n"]
+    for theme, names in THEMES.items():
+        parts.append(f"## {theme}\n")
+        for name in names:
+            module = importlib.import_module(espalier._MODULES[name])
+            parts.append(f"::: {getattr(module, name).__module__}.{name}\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Write both pages."""
+    (HERE / "cli.md").write_text(cli_reference())
+    (HERE / "api.md").write_text(api_reference())
+
+
+if __name__ == "__main__":
+    main()
