@@ -152,6 +152,32 @@ def test_missing_data_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Mon
         torchvision_data("MNIST")
 
 
+def test_hub_data_set_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import sys
+    from types import ModuleType, SimpleNamespace
+
+    class Loaded:
+        def __init__(self, images: int) -> None:
+            self.images = images
+
+        def to_parquet(self, file: Path) -> None:
+            write_parquet(file, [encoded(i) for i in range(self.images)], [0] * self.images, column="image")
+
+    def load_dataset(name: str) -> dict[str, Loaded]:
+        if name != "somebody/pictures":
+            raise ConnectionError("no such data set")
+        return {"train": Loaded(10), "test": Loaded(3)}
+
+    fake = ModuleType("datasets")
+    fake.load_dataset = load_dataset  # type: ignore[attr-defined]
+    fake.config = SimpleNamespace(HF_DATASETS_CACHE=tmp_path)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    data = hub("somebody/pictures")
+    assert (data.name, len(data.train), len(data.test)) == ("somebody--pictures", 9, 3)
+    with pytest.raises(EspalierError, match="cannot be loaded: no such data set"):
+        hub("somebody/else")
+
+
 def encoded(value: int, size: tuple[int, int] = (4, 4), mode: str = "RGB") -> bytes:
     from PIL import Image
 

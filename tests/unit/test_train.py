@@ -339,6 +339,77 @@ def test_a_broken_state_is_named(data: Dataset, tmp_path: Path):
         fit(net(), data, ONE, folder=tmp_path)
 
 
+def test_a_full_disk_leaves_the_state_before(data: Dataset, tmp_path: Path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(record: Epoch, model: nn.Module) -> None:
+        if record.epoch == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+
+    try:
+        with pytest.raises(EspalierError, match=r"state\.pt: the disk is full .* untouched"):
+            whole(data, tmp_path, on_epoch=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [LOG, STATE]
+    resumed, history = whole(data, tmp_path)
+    assert history.resumed == 1 and same(resumed, whole(data)[0])
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+from safetensors.torch import save_file
+from tests.unit.test_train import plain
+from espalier.data import Options, digits
+
+torch.set_num_threads(1)
+model, history = plain(digits(Options(limit=200)))
+assert history.spec["processes"] == 2
+save_file(model.state_dict(), f"{sys.argv[1]}/{torch.distributed.get_rank()}.safetensors")
+torch.distributed.destroy_process_group()
+"""
+
+
+def plain(data: Dataset) -> tuple[nn.Module, History]:
+    """No batch norm or dropout, which see only their process's part of a batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    return model, fit(model, data, LONG, masks=halved(model))
+
+
+def test_two_processes_train_the_same_network(data: Dataset, tmp_path: Path):
+    from safetensors.torch import load_file
+
+    model, _ = plain(data)
+    root = Path(__file__).parents[2]
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    ran = subprocess.run(
+        [*launch, str(script), str(tmp_path)],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(one[name], two[name])
+        assert torch.allclose(one[name], tensor, atol=1e-5), name
+
+
 # Failure
 
 

@@ -24,7 +24,8 @@ def use_bf16(training: Training, device: torch.device) -> bool:
 def use_channels_last(training: Training, model: nn.Module) -> bool:
     """Resolve `channels_last`: on for networks with 2-D convolutions.
 
-    Measured on ResNet-20, batch 128, fp32, 2 cores with AVX2: 15 to 20 % less time per step.
+    Measured per training step on a CPU with AVX2, fp32, one thread, contiguous and channels-last steps in turn:
+    15 to 17 % less time for ResNet-20 (batch 128), 18 to 22 % for LeNet5 (256), 20 % for the digits CNN (128).
     """
     if training.channels_last is not None:
         return training.channels_last

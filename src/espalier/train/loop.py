@@ -141,7 +141,6 @@ class _Run:
             "processes": self.accelerator.num_processes,
         }
         self.scheduler = scheduler(training, self.optimizer, self.steps_per_epoch)
-        self.wrapped, self.stepper = self.accelerator.prepare(model, self.optimizer)
         self.names = tuple(names) if names is not None else _names(model, masks)
         self.parent_weights = None if parent is None else dict(parent.named_parameters())
         self.epochs: list[Epoch] = []
@@ -153,7 +152,7 @@ class _Run:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Masks, modes, memory layout and random generators for the run; all undone at the end."""
+        """Modes, memory layout, processes, random generators and masks for the run; undone at the end."""
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices))
@@ -164,6 +163,8 @@ class _Run:
             if self.channels_last:
                 stack.callback(self.model.to, memory_format=torch.contiguous_format)
                 self.model.to(memory_format=torch.channels_last)
+            # After the change of layout, which the gradient buckets of several processes are laid out by.
+            self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
             if self.masks is not None:
                 stack.enter_context(hold(self.model, self.masks, self.optimizer))
             yield

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -35,8 +35,32 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write `state.pt`: complete under its name, or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / STATE) as temporary:
-        torch.save(state, temporary)
+    with atomic(folder / STATE) as temporary, open(temporary, "wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.save(state, writer)  # type: ignore[arg-type]
+        except RuntimeError:
+            if writer.error is not None:
+                raise writer.error from None
+            raise
+
+
+class _Writer:
+    """A file that remembers why it could not be written; torch makes a RuntimeError of a full disk."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_state(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any] | None:
