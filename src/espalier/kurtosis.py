@@ -97,6 +97,26 @@ def _piece(values: Floats, deviation: NDArray[np.float64], square: NDArray[np.fl
     )
 
 
+def counted_moments(values: NDArray[np.float64], counts: NDArray[np.int64]) -> Moments:
+    """Moments of distinct finite numbers, each met as often as its count says."""
+    n = int(counts.sum())
+    if not n:
+        return Moments()
+    shift = float(values[0])
+    offset = float(((values - shift) * counts).sum()) / n
+    deviation = values - shift - offset
+    square = deviation * deviation
+    return Moments(
+        entries=n,
+        mean=shift + offset,
+        m2=float((square * counts).sum()),
+        m3=float((square * deviation * counts).sum()),
+        m4=float((square * square * counts).sum()),
+        absolute=float((np.abs(values) * counts).sum()),
+        zeros=int(counts[values == 0].sum()),
+    )
+
+
 def merged(parts: Iterable[Moments]) -> Moments:
     """Moments of the union of all parts, in the order given."""
     result = Moments()

@@ -14,7 +14,7 @@ from espalier._types import Counts
 from espalier.checkpoint import AbstractCheckpoint
 from espalier.curve import Curve, Floats, as_array, first, sorted_curve, sorted_magnitudes
 from espalier.histogram import Histogram, grid_edge
-from espalier.kurtosis import Moments, kurtosis_of_kurtoses, merged, moments
+from espalier.kurtosis import Moments, counted_moments, kurtosis_of_kurtoses, merged, moments
 from espalier.select import Selection
 
 STREAM_ABOVE = 50_000_000
@@ -282,9 +282,15 @@ def _ahead(pieces: Iterator[Tensor], pool: ThreadPoolExecutor) -> Iterator[Tenso
 
 def _finite_moments(chunk: Tensor) -> Moments:
     """Moments of a piece; none for a piece the histogram is about to refuse."""
-    array: Floats = as_array(chunk)
-    if not array.size:
+    if not chunk.numel():
         return Moments()
+    if chunk.dtype in (torch.float16, torch.bfloat16):
+        patterns = chunk.detach().reshape(-1).cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+        count = np.bincount(patterns)
+        met = np.flatnonzero(count)
+        values = torch.from_numpy(met.astype(np.uint16).view(np.int16)).view(chunk.dtype).double().numpy()
+        return counted_moments(values, count[met]) if np.isfinite(values).all() else Moments()
+    array: Floats = as_array(chunk)
     low, high = float(np.min(array)), float(np.max(array))
     return moments(array) if low >= -LARGEST and high <= LARGEST else Moments()
 

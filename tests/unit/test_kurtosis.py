@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from espalier.kurtosis import Moments, bound, kurtosis_of_kurtoses, merged, moments
+from espalier.kurtosis import Moments, bound, counted_moments, kurtosis_of_kurtoses, merged, moments
 
 
 def test_by_hand():
@@ -54,6 +54,19 @@ def test_merged_moments_are_those_of_the_union(parts):
         assert result.m3 == pytest.approx(whole.m3, rel=1e-9, abs=1e-6 * scale**1.5)
         assert result.m4 == pytest.approx(whole.m4, rel=1e-9, abs=1e-6 * scale**2)
         assert result.absolute == pytest.approx(whole.absolute, rel=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.floats(-9, 9, width=16), st.integers(0, 5)), max_size=9, unique_by=lambda p: p[0])
+)
+def test_counted_moments_are_those_of_the_repeated_numbers(pairs):
+    values, counts = np.asarray([p[0] for p in pairs]), np.asarray([p[1] for p in pairs], dtype=np.int64)
+    found, expected = counted_moments(values, counts), moments(np.repeat(values, counts))
+    assert (found.entries, found.zeros) == (expected.entries, expected.zeros)
+    for field in ("mean", "m2", "m3", "m4", "absolute"):
+        assert getattr(found, field) == pytest.approx(getattr(expected, field), rel=1e-9, abs=1e-8)
+    assert (np.count_nonzero(counts) > 1) or found.kurtosis is None
 
 
 def test_merging_with_nothing_changes_nothing():
