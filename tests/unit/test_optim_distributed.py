@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from espalier.optim import GRDA, DualAveraging, PowerLaw, TargetSparsity
 
@@ -130,7 +130,7 @@ def test_two_processes() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(worker, args=(port,), nprocs=2)
+    spawn(worker, args=(port,), nprocs=2)
 
 
 def test_one_process_needs_no_process_group() -> None:

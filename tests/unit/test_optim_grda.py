@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,7 +235,7 @@ def test_prox_sgd_reaches_the_lasso_solution() -> None:
 def test_adam_type_step_without_threshold_is_adamw() -> None:
     w = Parameter(torch.randn(4, 5))
     u = Parameter(w.detach().clone())
-    options = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+    options: dict[str, Any] = {"betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
     a = GRDA([w], 0.01, 0.0, 0.5, decay="decoupled", **options)
     b = torch.optim.AdamW([u], 0.01, **options)
     for _ in range(20):

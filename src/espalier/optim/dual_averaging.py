@@ -181,7 +181,7 @@ class DualAveraging(Optimizer):
             raise
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step. The host never waits for the device, but for one count when a target first applies.
 
         Args:
