@@ -1,8 +1,9 @@
 """bf16 autocast and channels-last "where they pay": what "auto" means on this machine."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from espalier._forward import takes_channels_last
 from espalier.train.training import Training
 
 
@@ -21,12 +22,12 @@ def use_bf16(training: Training, device: torch.device) -> bool:
     return training.precision == "bf16" or (training.precision == "auto" and native_bf16(device))
 
 
-def use_channels_last(training: Training, model: nn.Module) -> bool:
-    """Resolve `channels_last`: on for networks with 2-D convolutions.
+def use_channels_last(training: Training, model: nn.Module, x: Tensor) -> bool:
+    """Resolve `channels_last`: on for networks with 2-D convolutions, if they run on such inputs (tried on `x`).
 
     Measured per training step on a CPU with AVX2, fp32, one thread, contiguous and channels-last steps in turn:
     15 to 17 % less time for ResNet-20 (batch 128), 18 to 22 % for LeNet5 (256), 20 % for the digits CNN (128).
     """
     if training.channels_last is not None:
         return training.channels_last
-    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return takes_channels_last(model, x)

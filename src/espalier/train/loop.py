@@ -118,11 +118,13 @@ class _Run:
         self.folder = None if folder is None else Path(folder)
         start = tensors_digest(model.state_dict())
         device = self.accelerator.device
-        self.bf16, self.channels_last = use_bf16(training, device), use_channels_last(training, model)
         for module in (model, parent, teacher):
             if module is not None:
                 module.to(device)
         self.train, self.held_out = _near(data.train, device), _near(data.validation, device)
+        self.bf16 = use_bf16(training, device)
+        some = next(self.train.take(2).inputs(2), torch.zeros(0))
+        self.channels_last = use_channels_last(training, model, some)
         trainable = [p for p in model.parameters() if p.requires_grad]
         if isinstance(optimizer, Optimizer):
             self.optimizer = optimizer
