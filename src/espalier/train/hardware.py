@@ -30,4 +30,9 @@ def use_channels_last(training: Training, model: nn.Module, x: Tensor) -> bool:
     """
     if training.channels_last is not None:
         return training.channels_last
-    return takes_channels_last(model, x)
+    try:
+        # The weights too: with one input channel the layout of the inputs alone says nothing.
+        model.to(memory_format=torch.channels_last)
+        return takes_channels_last(model, x)
+    finally:
+        model.to(memory_format=torch.contiguous_format)
