@@ -24,7 +24,7 @@ from espalier.checkpoint import open_checkpoint
 from espalier.evaluate import evaluate
 from espalier.models import LeNet5
 from espalier.profile import Profile, profile
-from espalier.prune import prune
+from espalier.pruning import prune
 from espalier.select import Scope, select
 from espalier.train import Epoch, Training, fit
 from results._common import HERE, command, environment, once, summary, write_json

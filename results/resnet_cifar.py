@@ -26,7 +26,7 @@ from espalier.checkpoint import open_checkpoint
 from espalier.evaluate import evaluate
 from espalier.models import CifarResNet, load_weights
 from espalier.profile import profile
-from espalier.prune import prune
+from espalier.pruning import prune
 from espalier.scores import AbstractScore, Magnitude, Random
 from espalier.select import select
 from espalier.similarity import compare_logits, cosine_bound

@@ -20,11 +20,11 @@ LAYERS = [
     {"scores"},
     {"threshold", "histogram", "curve", "optima", "kurtosis", "profile", "nulls"},
     {"masks", "allocate", "amount", "inspection"},
-    {"apply", "prune", "prune_file"},
+    {"apply", "pruning", "pruned_file"},
     {"data", "models", "_forward"},
     {"evaluate", "similarity", "recalibrate", "budget"},
     {"train"},
-    {"finetune"},
+    {"finetuning"},
     {"report"},
     {"cli"},
 ]

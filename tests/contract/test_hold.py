@@ -17,7 +17,7 @@ from torch.nn.utils import prune as torch_prune
 from espalier._errors import EspalierError
 from espalier.apply import Hold, hold
 from espalier.masks import Masks, named_parameters
-from espalier.prune import prune
+from espalier.pruning import prune
 from espalier.scores import Random
 from tests.contract.cases import CASES, Case, LowRank, TiedLinear
 

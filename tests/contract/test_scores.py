@@ -8,7 +8,7 @@ from torch import nn
 
 from espalier._types import LazyTensors, Tensors
 from espalier.masks import Masks
-from espalier.prune import prune
+from espalier.pruning import prune
 from espalier.scores import AbstractScore, Evidence, Magnitude, Random, ranked
 from espalier.threshold import top_counts
 from tests.contract.cases import CASES

@@ -29,11 +29,11 @@ def command(
 
     from espalier.checkpoint import open_checkpoint, save_checkpoint
     from espalier.cli import names
-    from espalier.finetune import finetune
+    from espalier.finetuning import finetune
     from espalier.inspection import inspect
     from espalier.models import DigitsCNN, load_weights
-    from espalier.prune import prune
-    from espalier.prune_file import prune_file
+    from espalier.pruning import prune
+    from espalier.pruned_file import prune_file
     from espalier.report import demo as report
     from espalier.report.progress import progress_bar
     from espalier.select import select

@@ -34,7 +34,7 @@ def command(
     from dataclasses import replace
 
     from espalier.cli.subject import Subject
-    from espalier.finetune import stage
+    from espalier.finetuning import stage
     from espalier.report import finetune as report
     from espalier.report.progress import progress_bar
 

@@ -105,7 +105,7 @@ def command(
 ) -> None:
     """Fine-tune a checkpoint file."""
     from espalier.cli.subject import Subject
-    from espalier.finetune import finetune, search
+    from espalier.finetuning import finetune, search
     from espalier.report import finetune as report
     from espalier.report.progress import progress_bar
     from espalier.train import Training

@@ -17,7 +17,7 @@ import typer
 from espalier.cli import names, options
 
 if TYPE_CHECKING:
-    from espalier.prune_file import PrunedFile
+    from espalier.pruned_file import PrunedFile
 
 
 def command(
@@ -92,7 +92,7 @@ def gather(
     """Choose the amount, prune, write."""
     from espalier.checkpoint import open_checkpoint
     from espalier.profile import profile
-    from espalier.prune_file import prune_file
+    from espalier.pruned_file import prune_file
     from espalier.report.progress import progress_bar
     from espalier.scores import Magnitude, Random
     from espalier.select import select

@@ -11,10 +11,10 @@ from espalier.allocate import AbstractAllocation
 from espalier.amount import AbstractAmount
 from espalier.checkpoint import Written, open_checkpoint, rewrite
 from espalier.cli import names
-from espalier.finetune import masks_of
+from espalier.finetuning import masks_of
 from espalier.masks import Masks
 from espalier.models import load_weights
-from espalier.prune import prune
+from espalier.pruning import prune
 from espalier.select import select
 
 

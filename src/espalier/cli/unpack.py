@@ -13,7 +13,7 @@ from espalier.cli import options
 def command(file: options.Checkpoint, output: options.Output, as_json: options.AsJson = False) -> None:
     """Unpack a sparse file."""
     from espalier.checkpoint import unpack
-    from espalier.prune_file import size_on_disk
+    from espalier.pruned_file import size_on_disk
     from espalier.report.text import size
 
     written = unpack(file, output)

@@ -10,9 +10,9 @@ from espalier.report.page import Page, write_page
 from espalier.report.text import percent, size
 
 if TYPE_CHECKING:
-    from espalier.finetune import Finetuned
+    from espalier.finetuning import Finetuned
     from espalier.inspection import Inspection
-    from espalier.prune_file import PrunedFile
+    from espalier.pruned_file import PrunedFile
 
 
 def as_json(found: "Inspection", tuned: "Finetuned", small: "PrunedFile") -> str:

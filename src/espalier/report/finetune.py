@@ -10,7 +10,7 @@ from espalier.report.text import percent, size, table
 
 if TYPE_CHECKING:
     from espalier.checkpoint import Written
-    from espalier.finetune import Finetuned, Stage
+    from espalier.finetuning import Finetuned, Stage
 
 STAGE_HEADS = (
     "stage",

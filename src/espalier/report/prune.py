@@ -8,7 +8,7 @@ from espalier.report.page import Card, Page, Section, Table, new_figure, svg, wr
 from espalier.report.text import percent, size, table
 
 if TYPE_CHECKING:
-    from espalier.prune_file import PrunedFile
+    from espalier.pruned_file import PrunedFile
 
 HEADS = ("tensor", "shape", "entries", "kept", "kept share", "cosine")
 

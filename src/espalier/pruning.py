@@ -36,7 +36,7 @@ def prune(
     further, `hold` the module at the masks returned.
 
         >>> import torch
-        >>> from espalier.prune import prune
+        >>> from espalier.pruning import prune
         >>> masks = prune(torch.nn.Linear(10, 10), 0.9)
         >>> masks.sparsity
         0.9

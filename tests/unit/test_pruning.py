@@ -16,7 +16,7 @@ from espalier.checkpoint import open_checkpoint
 from espalier.checkpoint.write import rewrite
 from espalier.masks import Masks
 from espalier.profile import profile
-from espalier.prune import kept_entries, prune, prune_checkpoint
+from espalier.pruning import kept_entries, prune, prune_checkpoint
 from espalier.scores import Magnitude, Random
 from espalier.select import select
 

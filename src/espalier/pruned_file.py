@@ -15,7 +15,7 @@ from espalier._types import LazyTensors
 from espalier.allocate import AbstractAllocation, Global
 from espalier.checkpoint import AbstractCheckpoint, rewrite
 from espalier.masks import Masks, indivisible
-from espalier.prune import prune_checkpoint
+from espalier.pruning import prune_checkpoint
 from espalier.scores import AbstractScore, Evidence, Magnitude, ranked
 from espalier.select import Selection
 
@@ -106,7 +106,7 @@ def prune_file(
         progress: called with the name of each tensor when it is written.
 
     Raises:
-        EspalierError: see `espalier.prune.prune_checkpoint` and `espalier.checkpoint.rewrite`.
+        EspalierError: see `espalier.pruning.prune_checkpoint` and `espalier.checkpoint.rewrite`.
     """
     masks, notes = _masks(checkpoint, selection, sparsity, score or Magnitude(), allocation or Global(), nm)
     records: dict[str, PrunedTensor] = {}
