@@ -28,8 +28,8 @@ from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
 from espalier.curve import exact_curve
 from espalier.histogram import Histogram
 from espalier.inspection import inspect
-from espalier.profile import profile
-from espalier.select import select
+from espalier.profiling import profile
+from espalier.selection import select
 
 RESNET18 = 11_678_912
 """Entries of the 21 weight tensors of a ResNet-18 with 1000 classes."""
@@ -151,7 +151,7 @@ import torch
 torch.set_num_threads(1)
 from espalier.checkpoint import open_checkpoint
 from espalier.inspection import inspect
-from espalier.select import select
+from espalier.selection import select
 start, used = time.perf_counter(), time.process_time()
 checkpoint = open_checkpoint(sys.argv[1])
 if sys.argv[2] == "read":

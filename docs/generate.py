@@ -25,11 +25,11 @@ THEMES: dict[str, tuple[str, ...]] = {
         "Safe", "CosineTarget", "EffectiveSize", "Knee", "Given",
     ),
     "Prune": (
-        "prune", "prune_file", "PrunedFile", "Masks", "hold", "Hold", "Evidence", "AbstractScore", "Magnitude",
-        "Random", "AbstractAllocation", "Global", "Uniform", "UniformPlus", "ERK", "LAMP",
+        "prune", "prune_checkpoint", "prune_file", "PrunedFile", "Masks", "hold", "Hold", "Evidence",
+        "AbstractScore", "Magnitude", "Random", "AbstractAllocation", "Global", "Uniform", "UniformPlus", "ERK", "LAMP",
     ),
     "With data": (
-        "finetune", "Finetuned", "fit", "Training", "History", "evaluate", "Evaluation", "compare_outputs",
+        "finetune", "Finetuned", "fit", "Training", "History", "evaluate", "Evaluation", "similarity",
         "Similarity", "recalibrate", "Recalibration", "largest_sparsity", "largest_agreeing_sparsity", "Budget",
     ),
     "Errors": ("EspalierError", "CheckpointError"),

@@ -21,11 +21,11 @@ from torch import nn
 from espalier import data
 from espalier.amount import AbstractAmount, CosineTarget, EffectiveSize, Safe, Utopia
 from espalier.checkpoint import open_checkpoint
-from espalier.evaluate import evaluate
+from espalier.evaluation import evaluate
 from espalier.models import LeNet5
-from espalier.profile import Profile, profile
+from espalier.profiling import Profile, profile
 from espalier.pruning import prune
-from espalier.select import Scope, select
+from espalier.selection import Scope, select
 from espalier.train import Epoch, Training, fit
 from results._common import HERE, command, environment, once, summary, write_json
 

@@ -23,13 +23,13 @@ from espalier import data
 from espalier._forward import collect_logits
 from espalier.amount import AbstractAmount, CosineTarget, EffectiveSize, Knee, Safe, Utopia
 from espalier.checkpoint import open_checkpoint
-from espalier.evaluate import evaluate
+from espalier.evaluation import evaluate
+from espalier.likeness import compare_logits, cosine_bound
 from espalier.models import CifarResNet, load_weights
-from espalier.profile import profile
+from espalier.profiling import profile
 from espalier.pruning import prune
 from espalier.scores import AbstractScore, Magnitude, Random
-from espalier.select import select
-from espalier.similarity import compare_logits, cosine_bound
+from espalier.selection import select
 from espalier.train import Training, fit
 from results._common import HERE, command, environment, once, write_json
 

@@ -210,7 +210,10 @@ def test_the_tensor_that_is_cut_is_named(run: Run, tmp_path: Path) -> None:
         (("prune", "dense.safetensors", "--amount", "90", "-o", "x.safetensors"), "90"),
         (("prune", "dense.safetensors", "--allocate", "lam", "-o", "x.safetensors"), "Did you mean 'lamp'?"),
         (("prune", "dense.safetensors", "--nm", "4:2", "-o", "x.safetensors"), "--nm must be kept:group"),
-        (("prune", "dense.safetensors", "--amount", "0.95", "--floor", "0.2", "-o", "x.safetensors"), "largest sparsity"),
+        (
+            ("prune", "dense.safetensors", "--amount", "0.95", "--floor", "0.2", "-o", "x.safetensors"),
+            "largest sparsity",
+        ),
         (
             ("evaluate", "dense.safetensors", "--model", "resnet21", "--data", "digits"),
             "unknown model 'resnet21'",

@@ -9,10 +9,46 @@ from typing import Any
 
 __version__ = "0.1.0.dev0"
 
-_MODULES: dict[str, str] = {
-    "EspalierError": "espalier._errors",
-    "CheckpointError": "espalier._errors",
+# Module -> the names it makes public. A module is never called like one of its names: importing it would hide the name.
+_PUBLIC = {
+    "_errors": ("CheckpointError", "EspalierError"),
+    "allocate": ("ERK", "LAMP", "AbstractAllocation", "Global", "Uniform", "UniformPlus"),
+    "amount": (
+        "AbstractAmount",
+        "Amount",
+        "CosineTarget",
+        "EffectiveSize",
+        "Given",
+        "Knee",
+        "Safe",
+        "Utopia",
+    ),
+    "apply": ("Hold", "hold"),
+    "budget": ("Budget", "largest_agreeing_sparsity", "largest_sparsity"),
+    "checkpoint": (
+        "AbstractCheckpoint",
+        "TensorInfo",
+        "load_sparse",
+        "open_checkpoint",
+        "rewrite",
+        "save_checkpoint",
+        "unpack",
+    ),
+    "curve": ("Curve", "exact_curve"),
+    "evaluation": ("Evaluation", "evaluate"),
+    "finetuning": ("Finetuned", "finetune"),
+    "inspection": ("Inspection", "inspect"),
+    "likeness": ("Similarity", "similarity"),
+    "masks": ("Masks",),
+    "profiling": ("Profile", "profile"),
+    "pruned_file": ("PrunedFile", "prune_file"),
+    "pruning": ("prune", "prune_checkpoint"),
+    "recalibration": ("Recalibration", "recalibrate"),
+    "scores": ("AbstractScore", "Evidence", "Magnitude", "Random"),
+    "selection": ("Selection", "select"),
+    "train": ("History", "Training", "fit"),
 }
+_MODULES = {name: f"espalier.{module}" for module, names in _PUBLIC.items() for name in names}
 
 __all__ = sorted([*_MODULES, "__version__"])
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from espalier._errors import EspalierError
 from espalier._forward import collect_logits
 from espalier.data import AbstractSplit
-from espalier.evaluate import Interval, paired_difference, score
-from espalier.similarity import compare_logits
+from espalier.evaluation import Interval, paired_difference, score
+from espalier.likeness import compare_logits
 
 PruneAt = Callable[[float], nn.Module]
 """Sparsity in [0, 1] -> a pruned network (and fine-tuned, if wanted); the parent must stay as it is."""

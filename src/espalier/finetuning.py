@@ -10,10 +10,10 @@ from torch import nn
 
 from espalier.budget import Budget, largest_agreeing_sparsity, largest_sparsity
 from espalier.data import Dataset
-from espalier.evaluate import Evaluation, PairedDifference, evaluate, paired_difference
+from espalier.evaluation import Evaluation, PairedDifference, evaluate, paired_difference
+from espalier.likeness import Similarity, similarity
 from espalier.masks import Masks
-from espalier.recalibrate import Recalibration, recalibrate
-from espalier.similarity import Similarity, similarity
+from espalier.recalibration import Recalibration, recalibrate
 from espalier.train import History, Training, fit
 from espalier.train.loop import Progress
 

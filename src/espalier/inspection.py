@@ -21,8 +21,8 @@ from espalier.curve import Curve
 from espalier.kurtosis import bound
 from espalier.nulls import Null, balanced_curve, equal_null, gaussian_null, initial_null, sentence
 from espalier.optima import utopia
-from espalier.profile import Profile, Progress, profile
-from espalier.select import Selection
+from espalier.profiling import Profile, Progress, profile
+from espalier.selection import Selection
 
 SCHEMA = 1
 """Version of `Inspection.to_dict`: raised when a key changes its meaning or goes away."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from espalier.curve import Curve
 from espalier.histogram import bends
-from espalier.profile import Profile
+from espalier.profiling import Profile
 
 _PER_DECADE = 512  # thresholds of the Gaussian curve; linear energy in between is good to 1e-6
 _NODES = 1 << 20  # nodes of the balanced curve

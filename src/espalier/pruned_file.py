@@ -17,7 +17,7 @@ from espalier.checkpoint import AbstractCheckpoint, rewrite
 from espalier.masks import Masks, indivisible
 from espalier.pruning import prune_checkpoint
 from espalier.scores import AbstractScore, Evidence, Magnitude, ranked
-from espalier.select import Selection
+from espalier.selection import Selection
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from espalier.allocate import AbstractAllocation, Global
 from espalier.amount import AbstractAmount
 from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
 from espalier.masks import Masks, unwrapped
-from espalier.profile import profile
+from espalier.profiling import profile
 from espalier.scores import AbstractScore, Evidence, Magnitude, ranked
-from espalier.select import Scope, Selection, select
+from espalier.selection import Scope, Selection, select
 
 _MAGNITUDE = Magnitude()
 _GLOBAL = Global()
@@ -46,7 +46,7 @@ def prune(
         amount: sparsity in [0, 1), or a rule that chooses it from the weights.
         score: what makes an entry worth keeping.
         allocation: how the budget is spread over the tensors.
-        scope: which parameters can be selected; see `espalier.select.select`.
+        scope: which parameters can be selected; see `espalier.selection.select`.
         include: globs on full names; only these.
         exclude: globs on full names; not these.
 

@@ -20,8 +20,8 @@ from espalier.amount import (
 )
 from espalier.checkpoint import open_checkpoint
 from espalier.curve import Curve, exact_curve
-from espalier.profile import profile
-from espalier.select import select
+from espalier.profiling import profile
+from espalier.selection import select
 from tests.reference import good_prune
 
 

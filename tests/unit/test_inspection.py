@@ -9,7 +9,7 @@ from espalier._errors import EspalierError
 from espalier.amount import Given, Utopia
 from espalier.checkpoint import open_checkpoint
 from espalier.inspection import Inspection, inspect
-from espalier.select import select
+from espalier.selection import select
 
 
 def inspect_of(tensors: dict[str, Tensor] | nn.Module, scope="all", **options) -> Inspection:

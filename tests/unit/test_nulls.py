@@ -11,8 +11,8 @@ from espalier.checkpoint import open_checkpoint
 from espalier.curve import exact_curve
 from espalier.nulls import balanced_curve, equal_null, gaussian_curve, gaussian_null, initial_null, sentence
 from espalier.optima import utopia
-from espalier.profile import Profile, profile
-from espalier.select import select
+from espalier.profiling import Profile, profile
+from espalier.selection import select
 
 
 def profile_of(tensors: dict[str, Tensor], streaming: bool = False) -> Profile:

@@ -15,10 +15,10 @@ from espalier.amount import CosineTarget
 from espalier.checkpoint import open_checkpoint
 from espalier.checkpoint.write import rewrite
 from espalier.masks import Masks
-from espalier.profile import profile
+from espalier.profiling import profile
 from espalier.pruning import kept_entries, prune, prune_checkpoint
 from espalier.scores import Magnitude, Random
-from espalier.select import select
+from espalier.selection import select
 
 
 def net() -> nn.Sequential:

@@ -32,11 +32,11 @@ def command(
     from espalier.finetuning import finetune
     from espalier.inspection import inspect
     from espalier.models import DigitsCNN, load_weights
-    from espalier.pruning import prune
     from espalier.pruned_file import prune_file
+    from espalier.pruning import prune
     from espalier.report import demo as report
     from espalier.report.progress import progress_bar
-    from espalier.select import select
+    from espalier.selection import select
     from espalier.train import Training, fit
 
     output.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def gather(
     from espalier.checkpoint import open_checkpoint
     from espalier.inspection import inspect
     from espalier.report.progress import progress_bar
-    from espalier.select import select
+    from espalier.selection import select
 
     paper = "paper" if mode == "paper" else "exact"
     rules = {

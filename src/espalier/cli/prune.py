@@ -91,11 +91,11 @@ def gather(
 ) -> "PrunedFile":
     """Choose the amount, prune, write."""
     from espalier.checkpoint import open_checkpoint
-    from espalier.profile import profile
+    from espalier.profiling import profile
     from espalier.pruned_file import prune_file
     from espalier.report.progress import progress_bar
     from espalier.scores import Magnitude, Random
-    from espalier.select import select
+    from espalier.selection import select
 
     rule, allocation = names.amount(amount), names.allocation(allocate, floor)
     pattern = names.nm_pattern(nm) if nm else None

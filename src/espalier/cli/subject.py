@@ -15,7 +15,7 @@ from espalier.finetuning import masks_of
 from espalier.masks import Masks
 from espalier.models import load_weights
 from espalier.pruning import prune
-from espalier.select import select
+from espalier.selection import select
 
 
 class Subject:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from espalier._errors import EspalierError
-from espalier.evaluate import Evaluation, Interval
-from espalier.similarity import Similarity
+from espalier.evaluation import Evaluation, Interval
+from espalier.likeness import Similarity
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from espalier._forward import collect_logits, logits_of, modes
 from espalier.apply import hold
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Dataset, seeded
-from espalier.evaluate import score
+from espalier.evaluation import score
+from espalier.likeness import compare_logits, cosine_bound, weight_cosine, zeros
 from espalier.masks import Masks
-from espalier.select import select
-from espalier.similarity import compare_logits, cosine_bound, weight_cosine, zeros
+from espalier.selection import select
 from espalier.train.distill import objective
 from espalier.train.hardware import use_bf16, use_channels_last
 from espalier.train.history import Diverged, Epoch, History, measured

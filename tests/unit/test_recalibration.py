@@ -8,7 +8,7 @@ from torch.optim.swa_utils import update_bn
 from espalier import EspalierError
 from espalier.data import Options, TensorSplit, digits
 from espalier.models import DigitsCNN, LeNet5
-from espalier.recalibrate import estimate, recalibrate
+from espalier.recalibration import estimate, recalibrate
 
 
 def net() -> nn.Sequential:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import open_checkpoint
-from espalier.select import select
+from espalier.selection import select
 
 quick = settings(deadline=None, max_examples=60)
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import open_checkpoint
-from espalier.profile import Profile, profile
-from espalier.select import select
+from espalier.profiling import Profile, profile
+from espalier.selection import select
 
 
 def profile_of(tensors: dict[str, Tensor], streaming: bool | None = None, scope="all") -> Profile:
@@ -144,7 +144,7 @@ def test_kept_at_wants_a_count_of_entries():
 
 
 def test_many_tensors_share_the_nodes_of_a_streamed_profile(monkeypatch):
-    monkeypatch.setattr("espalier.profile._NODES", 1000)
+    monkeypatch.setattr("espalier.profiling._NODES", 1000)
     tensors = {f"t{i}": (i + 1) * randn(3000, seed=i) for i in range(3)}
     found, exact = profile_of(tensors, True), profile_of(tensors)
     assert all(len(tensor.curve.kept) <= 334 for tensor in found.tensors.values())

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from espalier import EspalierError
 from espalier._forward import collect_logits
 from espalier.data import TensorSplit
-from espalier.evaluate import evaluate, paired_difference, score, wilson
+from espalier.evaluation import evaluate, paired_difference, score, wilson
 
 
 def split_of(x: Tensor, y: list[int]) -> TensorSplit:

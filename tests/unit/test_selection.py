@@ -6,7 +6,7 @@ from torch import nn
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
-from espalier.select import select
+from espalier.selection import select
 
 
 class Net(nn.Module):

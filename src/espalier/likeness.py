@@ -12,7 +12,7 @@ from espalier._errors import EspalierError
 from espalier._forward import collect_logits
 from espalier._types import Tensors
 from espalier.data import AbstractSplit
-from espalier.evaluate import Interval, wilson
+from espalier.evaluation import Interval, wilson
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from espalier.evaluate import paired_difference, wilson
-from espalier.similarity import compare_logits, cosine_bound, weight_cosine
+from espalier.evaluation import paired_difference, wilson
+from espalier.likeness import compare_logits, cosine_bound, weight_cosine
 
 seeds = st.integers(0, 2**31)
 scales = st.sampled_from([1e-3, 1.0, 30.0, 1e4])

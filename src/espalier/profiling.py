@@ -15,7 +15,7 @@ from espalier.checkpoint import AbstractCheckpoint
 from espalier.curve import Curve, Floats, as_array, first, sorted_curve, sorted_magnitudes
 from espalier.histogram import Histogram, grid_edge
 from espalier.kurtosis import Moments, counted_moments, kurtosis_of_kurtoses, merged, moments
-from espalier.select import Selection
+from espalier.selection import Selection
 
 STREAM_ABOVE = 50_000_000
 """Selected entries above which `profile` streams unless told otherwise (exact: 24 bytes an entry)."""

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from espalier._errors import EspalierError
 from espalier._forward import collect_logits, device_of, modes
 from espalier.data import AbstractSplit
-from espalier.similarity import Similarity, compare_logits
+from espalier.likeness import Similarity, compare_logits
 
 
 @dataclass(frozen=True)

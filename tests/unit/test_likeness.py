@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from espalier import EspalierError
 from espalier.data import Options, TensorSplit, digits
-from espalier.similarity import compare_logits, cosine_bound, jensen_shannon, similarity, weight_cosine, zeros
+from espalier.likeness import compare_logits, cosine_bound, jensen_shannon, similarity, weight_cosine, zeros
 
 
 def test_literal():
