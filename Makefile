@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types docs reference bench lock clean help
+.PHONY: install demo test lint types docs reference figures bench lock clean help
 
 help:           ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -33,6 +33,9 @@ docs: install   ## build the documentation strictly into site/
 
 reference: install  ## write docs/cli.md and docs/api.md anew
 	$(BIN)/python -m docs.generate
+
+figures: install  ## draw and write up results/ anew
+	$(BIN)/python -m results.figures
 
 bench: install  ## speed and memory, ratios in one run
 	$(BIN)/python -m benchmarks

@@ -31,7 +31,7 @@ from espalier.pruning import prune
 from espalier.scores import AbstractScore, Magnitude, Random
 from espalier.selection import select
 from espalier.train import Training, fit
-from results._common import HERE, command, environment, once, write_json
+from results._common import HERE, environment, once, write_json
 
 COARSE = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 FINE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
@@ -144,7 +144,12 @@ def main() -> None:
     for network, result in found.items():
         write_json(
             HERE / f"{network}.json",
-            {"command": command(), "environment": environment(), "recipe": RECIPE.spec(), **result},
+            {
+                "command": f"python -m results.resnet_cifar --network {network}",
+                "environment": environment(),
+                "recipe": RECIPE.spec(),
+                **result,
+            },
         )
 
 

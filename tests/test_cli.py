@@ -139,7 +139,7 @@ def test_prune_writes_exactly_what_was_asked(run: Run, dense: Path, tmp_path: Pa
     before, after = open_checkpoint(dense), open_checkpoint(tmp_path / "pruned.safetensors")
     assert sum(int((after[n] == 0).sum()) for n in ("one.weight", "two.weight")) == 1080
     assert torch.equal(after["one.bias"], before["one.bias"]) and torch.equal(after["steps"], before["steps"])
-    assert json.loads(after.metadata["espalier.prune"])["kept"] == 120
+    assert json.loads(after.metadata["espalier.prune"])["zeros"] == 1080
 
 
 def test_sparse_file_is_smaller_and_unpacks_to_the_same_bits(run: Run, dense: Path, tmp_path: Path) -> None:

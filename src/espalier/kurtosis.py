@@ -97,8 +97,8 @@ def _piece(values: Floats, deviation: NDArray[np.float64], square: NDArray[np.fl
     )
 
 
-def counted_moments(values: NDArray[np.float64], counts: NDArray[np.int64]) -> Moments:
-    """Moments of distinct finite numbers, each met as often as its count says."""
+def counted_moments(values: NDArray[np.float64], counts: NDArray[np.int64], zeros: int) -> Moments:
+    """Moments of finite numbers, each met as often as its count says; `zeros` of all are exactly zero."""
     n = int(counts.sum())
     if not n:
         return Moments()
@@ -113,7 +113,7 @@ def counted_moments(values: NDArray[np.float64], counts: NDArray[np.int64]) -> M
         m3=float((square * deviation * counts).sum()),
         m4=float((square * square * counts).sum()),
         absolute=float((np.abs(values) * counts).sum()),
-        zeros=int(counts[values == 0].sum()),
+        zeros=zeros,
     )
 
 

@@ -133,7 +133,7 @@ def prune_file(
         "score": repr(score or Magnitude()),
         "allocation": f"{nm[0]}:{nm[1]}" if nm else repr(allocation or Global()),
         "scope": selection.scope,
-        "kept": masks.kept,
+        "zeros": selection.entries - masks.kept,
         "entries": selection.entries,
     }
     written = rewrite(checkpoint, Path(out), change, {"espalier.prune": json.dumps(achieved)}, sparse=sparse)

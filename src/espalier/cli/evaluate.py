@@ -40,8 +40,8 @@ def command(
 
     with progress_bar(not as_json) as bar:
         bar.add_task("evaluating", total=None)
-        subject = Subject(file, parent, model)
         dataset = names.dataset(data, data_root, limit=limit)
+        subject = Subject(file, parent, model, len(dataset.classes))
         if split == "validation":
             dataset = replace(dataset, test=dataset.validation)
         stages = [stage(file.name, subject.model, dataset, subject.parent)]

@@ -2,13 +2,13 @@
 
 For example:
 
-  espalier finetune pruned.safetensors --parent dense.pt --model resnet20 --data cifar10_jpeg -o tuned.safetensors
+  espalier finetune pruned.safetensors --parent dense.pt --model resnet20 --data cifar10_jpeg -o tuned.pt
 
-  espalier finetune dense.pt --amount utopia --model resnet20 --data cifar10_jpeg --teacher parent -o tuned.safetensors
+  espalier finetune dense.pt --amount utopia --model resnet20 --data folder --teacher parent -o tuned.pt
 
-  espalier finetune dense.pt --budget 1% --model lenet5 --data torchvision:MNIST -o tuned.safetensors
+  espalier finetune dense.pt --budget 1% --model lenet5 --data torchvision:MNIST -o tuned.pt
 
-  espalier finetune dense.pt --agreement 0.98 --no-labels --epochs 0 --model resnet20 --data folder/ -o out.safetensors
+  espalier finetune dense.pt --agreement 0.98 --no-labels --model resnet20 --data folder -o tuned.pt
 """
 
 from dataclasses import replace
@@ -136,12 +136,20 @@ def command(
         )
     folder = run or output.with_name(output.name + ".run")
     with progress_bar(not as_json) as bar:
-        subject = Subject(file, file if chosen else parent, model, scope, include or [], exclude or [])
+        dataset = names.dataset(data, data_root, limit=limit)
+        subject = Subject(
+            file,
+            file if chosen else parent,
+            model,
+            len(dataset.classes),
+            scope,
+            include or [],
+            exclude or [],
+        )
         if subject.parent is None and (recalibrate or teacher == "parent"):
             raise EspalierError(
                 "the parent is needed to re-estimate or to teach: give --parent, the dense checkpoint"
             )
-        dataset = names.dataset(data, data_root, limit=limit)
         allocation = names.allocation(allocate, floor)
         found = None
         if budget is not None or agreement is not None:

@@ -36,14 +36,14 @@ def fraction(what: str, word: str) -> float:
 
 
 def amount(word: str, *, axis: str = "cosine") -> "AbstractAmount":
-    """The rule behind `utopia`, `safe`, `safe=paper`, `cosine=0.99`, `effective`, `knee`, or a number."""
+    """The rule behind `utopia`, `safe` (or `=paper`), `cosine=0.99`, `effective`, `knee`, or a number."""
     from espalier.amount import CosineTarget, EffectiveSize, Given, Knee, Safe, Utopia
 
     name, _, value = word.partition("=")
     if name[:1].isdigit() or name[:1] in ".-+":
         return Given(fraction("the amount", word))
     table: dict[str, Callable[[], AbstractAmount]] = {
-        "utopia": lambda: Utopia(axis),  # type: ignore[arg-type]
+        "utopia": lambda: Utopia(axis, mode=value or "exact"),  # type: ignore[arg-type]
         "safe": lambda: Safe(mode=value or "monotone"),  # type: ignore[arg-type]
         "cosine": lambda: CosineTarget(fraction("the cosine", value or "0.99")),
         "effective": lambda: EffectiveSize(float(value or 1.0)),
@@ -74,20 +74,20 @@ def nm_pattern(word: str) -> tuple[int, int]:
     raise EspalierError(f"--nm must be kept:group with 0 < kept < group, such as 2:4, got {word!r}")
 
 
-def model(word: str) -> "nn.Module":
-    """A fresh network by name; its weights come from the checkpoint."""
+def model(word: str, classes: int) -> "nn.Module":
+    """A fresh network by name, for data with that many classes; its weights come from the checkpoint."""
     from espalier.models import CifarResNet, DigitsCNN, LeNet5, hf_model, imported, torchvision_model
 
     if word.startswith("torchvision:"):
-        return torchvision_model(word.removeprefix("torchvision:"))
+        return torchvision_model(word.removeprefix("torchvision:"), classes)
     if word.startswith("hf:"):
         return hf_model(word.removeprefix("hf:"))
     if ":" in word:
         return imported(word)
     table: dict[str, Callable[[], nn.Module]] = {
-        "lenet5": LeNet5,
-        "digits_cnn": DigitsCNN,
-        **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
+        "lenet5": partial(LeNet5, classes),
+        "digits_cnn": partial(DigitsCNN, classes),
+        **{f"resnet{depth}": partial(CifarResNet, depth, classes) for depth in (20, 32, 44, 56, 110)},
     }
     return look_up("model", word, table)()
 

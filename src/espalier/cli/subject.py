@@ -26,16 +26,19 @@ class Subject:
         file: Path,
         parent: Path | None,
         model: str,
+        classes: int,
         scope: str = "weights",
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
     ) -> None:
         self.checkpoint = open_checkpoint(file)
         self.selecting: dict[str, Any] = {"scope": scope, "include": include, "exclude": exclude}
-        self.model = load_weights(names.model(model), self.checkpoint.state_dict(), str(file))
+        self.model = load_weights(names.model(model, classes), self.checkpoint.state_dict(), str(file))
         self.parent: nn.Module | None = None
         if parent is not None:
-            self.parent = load_weights(names.model(model), open_checkpoint(parent).state_dict(), str(parent))
+            self.parent = load_weights(
+                names.model(model, classes), open_checkpoint(parent).state_dict(), str(parent)
+            )
 
     def masks(self) -> Masks:
         """What is zero already stays zero."""
