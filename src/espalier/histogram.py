@@ -10,7 +10,7 @@ from torch import Tensor
 from espalier.curve import Curve, as_array
 from espalier.kurtosis import Moments, counted_moments
 
-_PIECE = 1 << 14  # entries worked on at a time: what is computed for them stays in the cache
+_PIECE = 1 << 16  # entries worked on at a time: what is computed for them stays in the cache
 _ONES = torch.ones(_PIECE, dtype=torch.int64)
 _FLOAT64_SLACK = 2.0**-24  # rounding to float32 moves a float64 by at most this, relative
 _LARGEST = float(np.finfo(np.float32).max)
@@ -71,8 +71,13 @@ class Histogram:
             self._slack = _FLOAT64_SLACK
             finite = array[np.isfinite(array)]
             self._largest = max(self._largest, float(np.max(np.abs(finite), initial=0.0)))
+        before = int(self.count[:, 0].sum())
         for start in range(0, array.size, _PIECE):
             self._add_piece(array[start : start + _PIECE])
+        if array.dtype == np.float64 or self.energy[:, 0].any():  # not all in the first bin are zero
+            self.zeros += array.size - int(np.count_nonzero(array))
+        else:
+            self.zeros += int(self.count[:, 0].sum()) - before
 
     def _add_piece(self, piece: NDArray[np.floating]) -> None:
         index, square = self._index[: piece.size], self._square[: piece.size]
@@ -80,15 +85,8 @@ class Histogram:
         square[:] = piece
         with np.errstate(over="ignore"):  # such entries are refused by their size
             np.multiply(square, square, out=square)
-        before = int(self.count[:, 0].sum())
-        _scatter(self.count, index)
-        torch.from_numpy(self.energy).view(-1).scatter_add_(
-            0, torch.from_numpy(index), torch.from_numpy(square)
-        )
-        if piece.dtype == np.float64 or self.energy[:, 0].any():  # not all in the first bin are zero
-            self.zeros += piece.size - int(np.count_nonzero(piece))
-        else:
-            self.zeros += int(self.count[:, 0].sum()) - before
+        _scatter(self.count, index, _ONES)
+        _scatter(self.energy, index, torch.from_numpy(square))
 
     def _bins(self, piece: NDArray[np.floating]) -> NDArray[np.uint16] | NDArray[np.uint32]:
         """Signed bin of each entry; beyond the float32 range the last finite bin."""
@@ -108,7 +106,7 @@ class Histogram:
             piece = patterns[start : start + _PIECE]
             index = self._index[: piece.size]
             index[:] = piece
-            _scatter(count, index)
+            _scatter(count, index, _ONES)
         met = np.flatnonzero(count)
         value = torch.from_numpy(met.astype(np.uint16).view(np.int16)).view(flat.dtype).float().numpy()
         bins = self._bins(value).astype(np.intp)
@@ -199,14 +197,15 @@ class Histogram:
         return low * (1 - self._slack), high * (1 + self._slack) + (2.0**-149 if self._slack else 0.0)
 
 
-def _scatter(count: NDArray[np.int64], index: NDArray[np.int64]) -> None:
-    """Count the indices in place. Unlike `np.bincount` it allocates nothing and lets other threads run."""
-    torch.from_numpy(count).view(-1).scatter_add_(0, torch.from_numpy(index), _ONES[: index.size])
+def _scatter(bins: NDArray[Any], index: NDArray[np.int64], values: Tensor) -> None:
+    """Add values to their bins in place; unlike `np.bincount` no allocation, and other threads may run."""
+    torch.from_numpy(bins).view(-1).scatter_add_(0, torch.from_numpy(index), values[: index.size])
 
 
 def _folded(rows: NDArray[Any], bits: int) -> NDArray[Any]:
     """Rows of bins on a grid with so many bits fewer."""
-    return rows.reshape(len(rows), -1, 1 << bits).sum(axis=2)
+    folded: NDArray[Any] = rows.reshape(len(rows), -1, 1 << bits).sum(axis=2)
+    return folded
 
 
 def _pattern_value(bins: NDArray[np.intp], shift: int, less: int = 0) -> NDArray[np.float64]:

@@ -2,10 +2,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from espalier.histogram import Histogram
 from espalier.kurtosis import Moments, bound, counted_moments, kurtosis_of_kurtoses, merged, moments
 
 
@@ -62,11 +64,93 @@ def test_merged_moments_are_those_of_the_union(parts):
 )
 def test_counted_moments_are_those_of_the_repeated_numbers(pairs):
     values, counts = np.asarray([p[0] for p in pairs]), np.asarray([p[1] for p in pairs], dtype=np.int64)
-    found, expected = counted_moments(values, counts), moments(np.repeat(values, counts))
+    found, expected = (
+        counted_moments(values, counts, int(counts[values == 0].sum())),
+        moments(np.repeat(values, counts)),
+    )
     assert (found.entries, found.zeros) == (expected.entries, expected.zeros)
     for field in ("mean", "m2", "m3", "m4", "absolute"):
         assert getattr(found, field) == pytest.approx(getattr(expected, field), rel=1e-9, abs=1e-8)
     assert (np.count_nonzero(counts) > 1) or found.kurtosis is None
+
+
+def histogram_of(values: np.ndarray, bits: int = 7) -> Histogram:
+    histogram = Histogram(bits)
+    histogram.add(torch.from_numpy(values))
+    return histogram
+
+
+SHAPES = {
+    "gaussian": lambda rng: rng.normal(size=300_000),
+    "laplace": lambda rng: rng.laplace(size=300_000),
+    "uniform": lambda rng: rng.uniform(-1, 1, size=300_000),
+    "t 5": lambda rng: rng.standard_t(5, size=300_000),
+    "half of them zero": lambda rng: rng.normal(size=300_000) * rng.integers(0, 2, size=300_000),
+}
+
+
+@pytest.mark.parametrize("bits", [7, 10])
+@pytest.mark.parametrize("name", SHAPES)
+def test_moments_from_a_histogram_are_as_good_as_they_say(name, bits):
+    values = SHAPES[name](np.random.default_rng(0)).astype(np.float32)
+    found, exact = histogram_of(values, bits).moments(), moments(values)
+    assert (found.entries, found.zeros) == (exact.entries, exact.zeros)
+    width = 2.0**-bits
+    assert found.kurtosis == pytest.approx(exact.kurtosis, rel=width**2 / 3 * 1.05)
+    assert found.absolute == pytest.approx(exact.absolute, rel=width**2 / 24 * 1.05)
+    assert found.m2 == pytest.approx(exact.m2, rel=1e-9)
+
+
+def test_the_worst_bins_reach_the_bound_of_the_kurtosis_and_stay_inside():
+    # Every bin holds its two ends, just above powers of two, where bins are widest relative to what is in them.
+    low = 2.0 ** np.arange(-3, 3)
+    magnitudes = np.concatenate([low, np.nextafter(low * (1 + 2.0**-7), 0, dtype=np.float32)])
+    values = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
+    found, exact = histogram_of(values).moments().kurtosis, moments(values).kurtosis
+    assert found is not None and exact is not None
+    assert 0.95 * 2**-14 < (exact - found) / exact < 2**-14
+
+
+@pytest.mark.parametrize("mean", [1.0, -3.0])
+def test_moments_from_a_histogram_degrade_with_the_mean_as_documented(mean):
+    values = np.random.default_rng(0).normal(mean, 1, size=300_000).astype(np.float32)
+    found, exact = histogram_of(values).moments(), moments(values)
+    assert found.mean == pytest.approx(exact.mean, rel=4e-6)
+    assert found.kurtosis == pytest.approx(exact.kurtosis, rel=2.0e-5 * (1 + mean**2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_of_16_bit_numbers_are_exact(dtype):
+    values = (torch.randn(50_000, generator=torch.Generator().manual_seed(0)) + 0.5).to(dtype)
+    values[:7] = 0.0
+    values[7:9] = -torch.finfo(dtype).smallest_normal / 4
+    histogram = Histogram(10 if dtype == torch.float16 else 7)
+    histogram.add(values)
+    found, exact = histogram.moments(), moments(values.double().numpy())
+    assert found.zeros == 7
+    for field in ("mean", "m2", "m3", "m4", "absolute"):
+        assert getattr(found, field) == pytest.approx(getattr(exact, field), rel=1e-10)
+
+
+def test_zeros_are_told_from_the_smallest_numbers():
+    for tiny in (np.float32(1e-45), np.float32(-9e-41), np.float64(1e-200), np.float64(5e-324)):
+        values = np.asarray([0.0, tiny, -0.0, 1.0], dtype=tiny.dtype)
+        histogram = histogram_of(values)
+        assert histogram.zeros == 2
+        histogram.add(torch.zeros(3))
+        assert histogram.zeros == histogram.moments().zeros == 5
+        histogram.clear()
+        assert histogram.zeros == 0
+
+
+def test_moments_of_merged_histograms_are_those_of_the_union():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=900), rng.normal(2, 3, size=500)
+    merged_one = histogram_of(one)
+    merged_one.merge(histogram_of(other))
+    found, expected = merged_one.moments(), histogram_of(np.concatenate([one, other])).moments()
+    assert found.kurtosis == pytest.approx(expected.kurtosis, rel=1e-12)
+    assert found.mean == pytest.approx(expected.mean, rel=1e-12)
 
 
 def test_merging_with_nothing_changes_nothing():

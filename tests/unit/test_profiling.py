@@ -70,9 +70,11 @@ def test_streaming_agrees_with_sorting():
     assert exact.exact and not fast.exact and 0 < fast.curve.error < 1e-3
     kept = np.arange(exact.entries + 1)
     assert np.max(np.abs(fast.curve.cosine(kept) - exact.curve.cosine(kept))) <= fast.curve.error
-    assert fast.kurtosis == pytest.approx(exact.kurtosis, rel=1e-9)
-    assert fast.kurtosis_of_kurtoses == pytest.approx(exact.kurtosis_of_kurtoses, rel=1e-9)
-    assert fast.absolute == pytest.approx(exact.absolute, rel=1e-12)
+    assert fast.kurtosis == pytest.approx(exact.kurtosis, rel=2e-5)
+    assert fast.kurtosis_of_kurtoses == pytest.approx(exact.kurtosis_of_kurtoses, rel=1e-4)
+    assert fast.absolute == pytest.approx(exact.absolute, rel=3e-6)
+    for name in "bc":  # small enough for exact moments
+        assert fast.tensors[name].kurtosis == pytest.approx(exact.tensors[name].kurtosis, rel=1e-12)
     for k in (1, 100, 9_999, 50_000, 95_010):
         counts, truth = fast.kept_at(k), exact.kept_at(k)
         assert sum(counts.values()) == k
@@ -80,6 +82,22 @@ def test_streaming_agrees_with_sorting():
     for name in tensors:
         assert fast.tensors[name].rms == pytest.approx(exact.tensors[name].rms, rel=1e-12)
         assert fast.tensors[name].zeros == exact.tensors[name].zeros
+
+
+def test_streaming_twice_gives_the_same_to_the_last_bit():
+    tensors = {"w": randn(3000, 1500), "v": randn(2_200_000, seed=1).double()}
+    one, other = profile_of(tensors, True), profile_of(tensors, True)
+    assert (one.curve.energy == other.curve.energy).all()
+    assert (one.kurtosis, one.absolute) == (other.kurtosis, other.absolute)
+    assert one.entries == 6_700_000
+
+
+def test_a_vector_far_from_zero_has_its_own_kurtosis_when_streamed():
+    tensors = {"norm.weight": 1 + 1e-4 * randn(9000), "w": randn(9, 9)}
+    fast, exact = profile_of(tensors, True), profile_of(tensors, False)
+    assert fast.tensors["norm.weight"].kurtosis == pytest.approx(
+        exact.tensors["norm.weight"].kurtosis, rel=1e-12
+    )
 
 
 def test_reading_reports_progress_and_counts_every_entry():
