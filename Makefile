@@ -11,14 +11,14 @@ install: .venv/.installed   ## everything, pinned, into .venv
 
 .venv/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-compile --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: install   ## train, inspect, prune, fine-tune and pack a small network: demo/report.html
 	$(BIN)/espalier demo --output demo
 
-test: install lint types   ## every check and every test (CI runs this)
+test: install lint types docs   ## every check and every test (CI runs this)
 	$(BIN)/python -m pytest -n 2
 
 lint: install   ## formatting and lint

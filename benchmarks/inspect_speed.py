@@ -1,10 +1,5 @@
-"""How fast and how small is `inspect`: ratios measured in one run, threads pinned, minimum and spread.
+"""How fast and how small `inspect` is, against the published procedure, one norm, and reading the files."""
 
-python -m benchmarks.inspect_speed                    # everything: about 10 minutes and 5 GB of disk
-python -m benchmarks.inspect_speed --only curve       # one part: curve, histogram, gaussian, sharded
-"""
-
-import argparse
 import json
 import os
 import resource
@@ -12,17 +7,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks._measure import Goal, Part, interleaved, ratio, spread, table
 from espalier.amount import Utopia
 from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
 from espalier.curve import exact_curve
@@ -35,76 +29,88 @@ RESNET18 = 11_678_912
 """Entries of the 21 weight tensors of a ResNet-18 with 1000 classes."""
 
 
-def timed(work: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Least and largest wall time, and least processor time (which others on the machine disturb less)."""
-    wall, cpu = [], []
-    for _ in range(repeats):
-        start, used = time.perf_counter(), time.process_time()
-        work()
-        wall.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - used)
-    return {"seconds": min(wall), "slowest": max(wall), "cpu_seconds": min(cpu), "repeats": repeats}
-
-
-def resnet18_sized() -> nn.Module:
+def resnet18_sized(wide: int = 64) -> nn.Module:
     """Convolutions of the sizes of a ResNet-18, as one list: the published procedure only walks over modules."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, bias=False)]
-    layers += [nn.Conv2d(64, 64, 3, bias=False) for _ in range(4)]
-    for width in (128, 256, 512):
+    layers: list[nn.Module] = [nn.Conv2d(3, wide, 7, bias=False)]
+    layers += [nn.Conv2d(wide, wide, 3, bias=False) for _ in range(4)]
+    for width in (2 * wide, 4 * wide, 8 * wide):
         layers += [nn.Conv2d(width // 2, width, 3, bias=False), nn.Conv2d(width // 2, width, 1, bias=False)]
         layers += [nn.Conv2d(width, width, 3, bias=False) for _ in range(3)]
     torch.manual_seed(0)
-    return nn.ModuleList([*layers, nn.Linear(512, 1000, bias=False)])
+    return nn.ModuleList([*layers, nn.Linear(8 * wide, 1000, bias=False)])
 
 
-def curve(points: int = 5) -> dict[str, Any]:
-    """The whole curve against the published 101 prunings, of which `points` are run and scaled up."""
+def curve(quick: bool = False) -> Part:
+    """The whole curve of a ResNet-18-sized checkpoint against the published 101 prunings.
+
+    Of those only one is run a round, at sparsities in turn, and scaled up.
+    """
     from tests.reference.good_prune import cosine, pruned_vector
 
-    model = resnet18_sized()
+    model = resnet18_sized(4 if quick else 64)
     checkpoint = open_checkpoint(model)
     selection = select(checkpoint)
-    assert selection.entries == RESNET18, selection.entries
+    assert quick or selection.entries == RESNET18, selection.entries
     flat = torch.cat([checkpoint[name].flatten() for name in selection.names])
+    rounds = 2 if quick else 5
+    parent, _ = pruned_vector(model, 0.0)
+    sparsities = iter(np.linspace(0.05, 0.95, rounds + 1))
+
+    def one_pruning() -> None:
+        cosine(parent, pruned_vector(model, float(next(sparsities)))[0])
 
     def streaming_curve() -> None:
         histogram = Histogram()
         histogram.add(flat)
         histogram.curve()
 
-    parent, _ = pruned_vector(model, 0.0)
-    sparsities = iter(np.linspace(0.05, 0.95, points))
-    published = timed(lambda: cosine(parent, pruned_vector(model, float(next(sparsities)))[0]), points)
-    ours = {
-        "exact curve, every k": timed(lambda: exact_curve(flat), 7),
-        "streaming curve": timed(streaming_curve, 7),
-        "exact profile, network and every tensor": timed(lambda: profile(checkpoint, selection), 3),
-        "inspect, everything": timed(lambda: inspect(checkpoint, selection), 3),
-    }
-    whole = {key: 101 * published[key] for key in ("seconds", "cpu_seconds")}
-    return {
-        "entries": RESNET18,
-        "published 101 prunings": whole | {"points measured": points},
-        **ours,
-        "times faster, wall": {name: whole["seconds"] / found["seconds"] for name, found in ours.items()},
-        "times faster, cpu": {
-            name: whole["cpu_seconds"] / found["cpu_seconds"] for name, found in ours.items()
+    published = "one of the published 101 prunings"
+    times = interleaved(
+        {
+            published: one_pruning,
+            "streaming curve": streaming_curve,
+            "exact curve, every k": lambda: exact_curve(flat),
+            "exact profile, network and every tensor": lambda: profile(checkpoint, selection),
+            "inspect, everything": lambda: inspect(checkpoint, selection),
         },
-    }
+        rounds,
+    )
+    whole = [101 * seconds for seconds in times.pop(published)]
+    faster = {name: ratio(whole, ours) for name, ours in times.items()}
+    return Part(
+        [
+            Goal(f"times faster than the published procedure: {name}", 1000, *faster[name], at_most=False)
+            for name in ("streaming curve", "exact curve, every k")
+        ],
+        {
+            "entries": selection.entries,
+            "seconds": {"published 101 prunings": spread(whole), **table(times)},
+            "times faster": {name: found[0] for name, found in faster.items()},
+        },
+    )
 
 
-def histogram() -> dict[str, Any]:
-    """The streaming histogram against one float64 norm over the same float32 numbers; goal: within 4 times."""
-    values = torch.randn(RESNET18, generator=torch.Generator().manual_seed(0)) * 0.05
+def histogram(quick: bool = False) -> Part:
+    """The streaming histogram against one float64 norm over the same float32 numbers."""
+    entries = 200_000 if quick else RESNET18
+    values = torch.randn(entries, generator=torch.Generator().manual_seed(0)) * 0.05
     array = values.numpy()
     bins = Histogram()
-    found = timed(lambda: bins.add(values), 15)
-    norms = {
-        "numpy": timed(lambda: np.sqrt(np.square(array, dtype=np.float64).sum()), 15),
-        "torch": timed(lambda: torch.linalg.vector_norm(values, dtype=torch.float64), 15),
-    }
-    ratios = {f"{key} norm": found["cpu_seconds"] / norm["cpu_seconds"] for key, norm in norms.items()}
-    return {"histogram": found, "float64 norm": norms, "histogram over norm, cpu": ratios}
+    times = interleaved(
+        {
+            "histogram": lambda: bins.add(values),
+            "numpy norm": lambda: np.sqrt(np.square(array, dtype=np.float64).sum()),
+            "torch norm": lambda: torch.linalg.vector_norm(values, dtype=torch.float64),
+        },
+        3 if quick else 20,
+    )
+    return Part(
+        [
+            Goal(f"histogram over one float64 {key}", 4, *ratio(times["histogram"], times[key]))
+            for key in ("numpy norm", "torch norm")
+        ],
+        {"entries": entries, "seconds": table(times)},
+    )
 
 
 class Drawn(AbstractCheckpoint):
@@ -126,23 +132,31 @@ class Drawn(AbstractCheckpoint):
             left -= min(entries, left)
 
 
-def gaussian(entries: int = 200_000_000) -> dict[str, Any]:
+def gaussian(quick: bool = False) -> Part:
     """2e8 float32 Gaussian numbers, where float32 sums go wrong: utopia 0.800784, cosine 0.805314."""
-    checkpoint = Drawn(entries)
+    checkpoint = Drawn(1_000_000 if quick else 200_000_000)
     start = time.perf_counter()
     found = profile(checkpoint, select(checkpoint, "all"), streaming=True)
     seconds = time.perf_counter() - start
     amount = Utopia().choose(found)
-    assert abs(amount.sparsity - 0.800784) <= 2e-4 and abs(amount.cosine - 0.805314) <= 2e-4, amount
-    return {
-        "entries": entries,
-        "sparsity": amount.sparsity,
-        "cosine": amount.cosine,
-        "error bound of the cosine": found.curve.error,
-        "kurtosis": found.kurtosis,
-        "seconds, drawing included": seconds,
-        "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    gaps = {
+        "sparsity": (amount.sparsity, abs(amount.sparsity - 0.800784)),
+        "cosine": (amount.cosine, abs(amount.cosine - 0.805314)),
     }
+    return Part(
+        [
+            Goal(f"Gaussian: utopia {what} off by", 2e-4, gap, gap, gap, at_most=True)
+            for what, (_, gap) in gaps.items()
+        ],
+        {
+            "entries": found.entries,
+            **{what: value for what, (value, _) in gaps.items()},
+            "error bound of the cosine": found.curve.error,
+            "kurtosis": found.kurtosis,
+            "seconds, drawing included": seconds,
+            "peak MiB, with what ran before": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        },
+    )
 
 
 _CHILD = """
@@ -151,12 +165,13 @@ import torch
 torch.set_num_threads(1)
 from espalier.checkpoint import open_checkpoint
 from espalier.inspection import inspect
+from espalier.profiling import _PIECE
 from espalier.selection import select
 start, used = time.perf_counter(), time.process_time()
 checkpoint = open_checkpoint(sys.argv[1])
 if sys.argv[2] == "read":
     for name in checkpoint:
-        for piece in checkpoint.chunks(name):
+        for piece in checkpoint.chunks(name, _PIECE):
             pass
 else:
     inspect(checkpoint, select(checkpoint), streaming=True).to_dict()
@@ -199,47 +214,44 @@ def evict(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def sharded(gib: float = 4.0) -> dict[str, Any]:
-    """A sharded checkpoint inspected in bounded memory, against only reading it; goal: at least half the speed."""
-    result: dict[str, Any] = {"gib": gib}
-    for dtype in (torch.float32, torch.bfloat16):
+def _child(folder: Path, task: str, cold: bool) -> dict[str, float]:
+    if cold:
+        evict(folder)
+    command = [sys.executable, "-c", _CHILD, str(folder), task]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(out.stdout)
+    return found
+
+
+def _read_against_inspect(folder: Path, states: tuple[str, ...], rounds: int) -> dict[str, Any]:
+    """State of the page cache -> runs of both tasks, in turn, each in a process of its own."""
+    return {
+        state: [
+            {task: _child(folder, task, state == "cold") for task in ("read", "inspect")}
+            for _ in range(rounds)
+        ]
+        for state in states
+    }
+
+
+def sharded(quick: bool = False) -> Part:
+    """A sharded checkpoint inspected in bounded memory, against only reading it.
+
+    float32 in full, from the disk (the goal) and from the page cache; bfloat16 at a quarter of the size.
+    """
+    sizes = {torch.float32: 2**-7} if quick else {torch.float32: 4.0, torch.bfloat16: 1.0}
+    states = ("cached",) if quick else ("cold", "cached")
+    goals, measured = [], {}
+    for dtype, gib in sizes.items():
+        name = str(dtype).removeprefix("torch.")
         with sharded_checkpoint(dtype, gib) as folder:
-            runs: dict[str, Any] = {}
-            for state in ("cold", "cached"):
-                for task in ("read", "inspect"):
-                    if state == "cold":
-                        evict(folder)
-                    command = [sys.executable, "-c", _CHILD, str(folder), task]
-                    out = subprocess.run(command, capture_output=True, text=True, check=True)
-                    runs[f"{task}, {state}"] = json.loads(out.stdout)
-            for state in ("cold", "cached"):
-                read, whole = runs[f"read, {state}"], runs[f"inspect, {state}"]
-                runs[f"speed of reading kept, {state}"] = read["seconds"] / whole["seconds"]
-            result[str(dtype).removeprefix("torch.")] = runs
-    return result
-
-
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {
-    "curve": curve,
-    "histogram": histogram,
-    "gaussian": gaussian,
-    "sharded": sharded,
-}
-
-
-def main(only: str | None = None) -> dict[str, Any]:
-    """Run one part or all, print and return the numbers."""
-    torch.set_num_threads(1)
-    load = os.getloadavg()[0]
-    results: dict[str, Any] = {"threads": 1, "cores": os.cpu_count(), "load before": load}
-    for name, part in PARTS.items():
-        if only in (None, name):
-            results[name] = part()
-            print(json.dumps({name: results[name]}, indent=2), flush=True)
-    return results
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=list(PARTS))
-    main(parser.parse_args().only)
+            print(f"sharded: {gib:g} GiB of {name} written, now read", file=sys.stderr, flush=True)
+            runs = _read_against_inspect(folder, states, 1 if quick else 3)
+        for state, rounds in runs.items():
+            read, whole = ([r[task]["seconds"] for r in rounds] for task in ("read", "inspect"))
+            what = f"speed of reading kept, {gib:.3g} GiB {name}, {state}"
+            goals.append(Goal(what, 0.5, *ratio(read, whole), at_most=False))
+        peaks = [r["inspect"]["peak_mib"] for rounds in runs.values() for r in rounds]
+        goals.append(Goal(f"peak MiB, {gib:.3g} GiB {name}", 1024, max(peaks), min(peaks), max(peaks)))
+        measured[name] = {"gib": gib, **runs}
+    return Part(goals, measured)

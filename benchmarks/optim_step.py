@@ -1,13 +1,6 @@
-"""Time of `step` on ResNet-50's shapes, as a ratio to torch's fused SGD with momentum in the same run.
+"""Time of `step` on ResNet-50's shapes, as a ratio to torch's fused SGD with momentum in the same run."""
 
-    python benchmarks/optim_step.py --threads 2 --rounds 20 [--compiled]
-
-Candidates take turns within every round, so what else the machine does hits all alike; the minimum over the rounds is
-compared, and the median shows the spread. The first steps (state, compilation) are not timed.
-"""
-
-import argparse
-import statistics
+import math
 import time
 from collections.abc import Callable
 
@@ -16,50 +9,43 @@ import torchvision
 from torch import Tensor
 from torch.nn import Parameter
 
+from benchmarks._measure import Goal, Part, interleaved, ratio, table
 from espalier.optim import GRDA, DualAveraging, TargetSparsity
 
+Shapes = list[tuple[int, ...]]
 
-def shapes() -> list[tuple[int, ...]]:
+
+def shapes() -> Shapes:
     with torch.device("meta"):
         return [tuple(p.shape) for p in torchvision.models.resnet50().parameters()]
 
 
-def parameters(device: str) -> list[Parameter]:
+def parameters(made: Shapes, device: str) -> list[Parameter]:
     """Weights with gradients."""
-    made = [Parameter(0.02 * torch.randn(shape, device=device)) for shape in shapes()]
-    for p in made:
+    weights = [Parameter(0.02 * torch.randn(shape, device=device)) for shape in made]
+    for p in weights:
         p.grad = torch.randn_like(p)
-    return made
+    return weights
 
 
-def candidates(device: str, compiled: bool) -> dict[str, Callable[[], object]]:
+def candidates(made: Shapes, device: str, compiled: bool) -> dict[str, Callable[[], object]]:
     target = TargetSparsity(0.9, 10**9)
-    paths = {"": {}, " compiled": {"compiled": True}} if compiled else {"": {}}
+    paths = {"": False, " compiled": True} if compiled else {"": False}
     found: dict[str, Callable[[], object]] = {
-        "SGD momentum .9 fused": torch.optim.SGD(parameters(device), 1e-6, momentum=0.9, fused=True).step,
-        "SGD fused": torch.optim.SGD(parameters(device), 1e-6, fused=True).step,
+        "SGD momentum .9 fused": torch.optim.SGD(
+            parameters(made, device), 1e-6, momentum=0.9, fused=True
+        ).step,
+        "SGD fused": torch.optim.SGD(parameters(made, device), 1e-6, fused=True).step,
     }
     for name, path in paths.items():
-        found[f"GRDA{name}"] = GRDA(parameters(device), 1e-6, **path).step
-        found[f"GRDA momentum .9{name}"] = GRDA(parameters(device), 1e-6, momentum=0.9, **path).step
-        found[f"target sparsity{name}"] = DualAveraging(parameters(device), 1e-6, law=target, **path).step
+        found[f"GRDA{name}"] = GRDA(parameters(made, device), 1e-6, compiled=path).step
+        found[f"GRDA momentum .9{name}"] = GRDA(
+            parameters(made, device), 1e-6, momentum=0.9, compiled=path
+        ).step
+        found[f"target sparsity{name}"] = DualAveraging(
+            parameters(made, device), 1e-6, law=target, compiled=path
+        ).step
     return found
-
-
-def measure(steps: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds per step, round by round."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        for _ in range(2):
-            step()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            wait(device)
-            start = time.perf_counter()
-            step()
-            wait(device)
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def wait(device: str) -> None:
@@ -67,11 +53,10 @@ def wait(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def search_seconds(device: str) -> float:
+def search_seconds(shapes: Shapes, device: str) -> float:
     """One threshold search over the whole network."""
     law = TargetSparsity(0.9, 1000)
-    made = parameters(device)
-    optimizer = DualAveraging(made, 1e-6, law=law)
+    optimizer = DualAveraging(parameters(shapes, device), 1e-6, law=law)
     optimizer.step()
     best = float("inf")
     for step in range(1, 6):
@@ -89,27 +74,28 @@ def bytes_of(state: dict[Tensor, dict[str, object]]) -> int:
     return sum(v.nbytes for s in state.values() for v in s.values() if isinstance(v, Tensor))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def optimizer_step(quick: bool = False, device: str = "cpu", compiled: bool = False) -> Part:
+    """One step of the optimizer against fused SGD; the first ones (state, compilation) are not timed."""
+    everything = shapes()
+    made = everything[:12] if quick else everything
+    steps = candidates(made, device, compiled)
+    for step in steps.values():
+        step()
+    times = interleaved(steps, 2 if quick else 20, wait=lambda: wait(device))
+    base = "SGD momentum .9 fused"
+    ratios = {name: ratio(times[name], times[base]) for name in steps}
+    search = search_seconds(made, device)
+    return Part(
+        [
+            Goal(f"step of {name} over {base}", 1.1, *found)
+            for name, found in ratios.items()
+            if not name.startswith("SGD")
+        ],
+        {
+            "parameters": sum(math.prod(shape) for shape in made),
+            "device": device,
+            "seconds": table(times),
+            "state bytes": {name: bytes_of(step.__self__.state) for name, step in steps.items()},  # type: ignore[attr-defined]
+            "seconds of one threshold search, every 32 steps at most": search,
+        },
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compiled", action="store_true", help="also the compiled path (minutes to compile)")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    steps = candidates(options.device, options.compiled)
-    times = measure(steps, options.rounds, options.device)
-    base = min(times["SGD momentum .9 fused"])
-    print(f"torch {torch.__version__}, {options.device}, {options.threads} threads, {options.rounds} rounds")
-    print(f"{'':32}{'min ms':>8}{'median':>8}{'ratio':>8}{'state MB':>10}")
-    for name, step in steps.items():
-        state = bytes_of(step.__self__.state) / 1e6  # type: ignore[attr-defined]
-        low, middle = min(times[name]), statistics.median(times[name])
-        print(f"{name:32}{low * 1e3:8.2f}{middle * 1e3:8.2f}{low / base:8.2f}{state:10.1f}")
-    print(f"one threshold search {search_seconds(options.device) * 1e3:.1f} ms, every 32 steps at most")
-
-
-if __name__ == "__main__":
-    main()

@@ -35,6 +35,8 @@ from results._common import HERE, environment, once, write_json
 
 COARSE = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 FINE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
+# Removing a share s at random leaves a cosine of sqrt(1 - s): to meet magnitude pruning at equal cosine takes few weights.
+FEW = (0.005, 0.01, 0.02, 0.04, 0.08, 0.12)
 NETWORKS: dict[str, tuple[int, str, tuple[float, ...]]] = {
     "resnet20-prepared": (20, "resnet20-cifar10jpeg.safetensors", FINE),
     "resnet56-public": (56, "resnet56-4bfd9763.th", COARSE),
@@ -120,7 +122,8 @@ def collect(network: str, stages: list[str], scores: list[str]) -> dict[str, Any
     for stage in ("before", "after"):
         for score in SCORES:
             points = []
-            for sparsity in NETWORKS[network][2]:
+            extra = FEW if score == "random" and stage == "before" else ()
+            for sparsity in (*extra, *NETWORKS[network][2]):
                 tune, path = stage == "after", folder / f"{stage}-{score}-{sparsity}.json"
                 if path.exists() or (stage in stages and score in scores):
                     points.append(once(path, lambda: point(network, score, sparsity, tune)))  # noqa: B023

@@ -25,7 +25,7 @@ LARGEST = 1e70
 
 _NODES = 3 << 22  # nodes of all per-tensor curves of a streamed checkpoint together: 350 MB
 _OCTAVES = 24  # powers of two that the magnitudes of a tensor are taken to span
-_PIECE = 1 << 20  # entries read at a time
+_PIECE = 1 << 18  # entries read at a time: counted while they are still in the cache
 _SMALL = 1 << 16  # up to here the moments are exact: all vectors, whose mean may be far from zero
 
 Progress = Callable[[str, int], None]

@@ -35,21 +35,21 @@ def curve_figure(found: "Inspection") -> str:
     band = found.choices["utopia"].amount.band
     if band is not None:
         axes.axvspan(*band, color=LEAF, alpha=0.09, linewidth=0)
-    placed: list[float] = []
+    before, level = -1.0, 0
     for key, choice in sorted(found.choices.items(), key=lambda item: item[1].amount.sparsity):
         at, value = choice.amount.sparsity, choice.amount.cosine
+        level = level + 1 if at - before < 0.16 else 0  # labels of neighbors go below each other
+        before = at
         axes.plot([at], [value], "o", color=LEAF, markersize=6)
-        crowded = sum(abs(at - other) < 0.16 for other in placed)
         axes.annotate(
             f"{key} {100 * at:.1f} %",
             (at, value),
-            xytext=(-10, -16 - 15 * crowded),
+            xytext=(-10, -16 - 15 * level),
             textcoords="offset points",
             ha="right",
             fontsize=9,
             arrowprops={"arrowstyle": "-", "color": "#aab5ad", "linewidth": 0.7},
         )
-        placed.append(at)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="sparsity", ylabel="cosine to the parent")
     axes.legend(frameon=False, loc="lower left")
     return svg(figure)
