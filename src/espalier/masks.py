@@ -86,9 +86,8 @@ class Masks(Mapping[str, Tensor]):
             scores: floating tensors by name; higher = keep.
             counts: entries kept, for the same names.
             shapes: shapes of the scores. With them, masks are made anew from the scores at each access
-                instead of
-                being held, for checkpoints whose masks do not fit in memory; the scores must then stay as
-                they are.
+                instead of being held, for checkpoints whose masks do not fit in memory; the scores must then
+                stay as they are.
 
         Raises:
             EspalierError: if names differ, a count is out of range, or a score is NaN.

@@ -55,8 +55,7 @@ def prune(
 
     Raises:
         EspalierError: if the amount is not a sparsity in [0, 1), nothing can be selected, a weight is not
-            finite, or
-            the allocation cannot meet its lower bounds. The module is as before then.
+            finite, or the allocation cannot meet its lower bounds. The module is as before then.
     """
     checkpoint = open_checkpoint(unwrapped(module))
     selection = select(checkpoint, scope, include, exclude)

@@ -18,8 +18,7 @@ class Uniform(AbstractAllocation):
 
     Args:
         floor: fraction of each tensor that is kept at least; it matters where a tensor is so small that its
-            share
-            rounds to nothing. In [0, 1].
+            share rounds to nothing. In [0, 1].
     """
 
     floor: float = 0.0

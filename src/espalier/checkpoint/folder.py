@@ -121,8 +121,7 @@ def read_index(path: Path) -> Table:
     """Read every shard that an index names.
 
     The order is that of the shards' names, then of their bytes. Tensors that a shard holds beyond the index
-    are read
-    too: leaving them out would lose them when the checkpoint is written back.
+    are read too: leaving them out would lose them when the checkpoint is written back.
 
     Raises:
         CheckpointError: the index is malformed, a shard is missing, a tensor is not in its shard, or is in

@@ -58,9 +58,8 @@ def ranked(score: AbstractScore, evidence: Evidence) -> Tensors:
         A mapping that makes one tensor per access: shapes of the weights, dtype and device of the score.
 
     Raises:
-        EspalierError: if evidence is missing, if the score answers with other names or shapes, or (on
-            access) if a
-            tensor holds a weight that is not finite.
+        EspalierError: if evidence is missing, if the score answers with other names or shapes, or (on access)
+            if a tensor holds a weight that is not finite.
     """
     missing = sorted(field for field in score.needs if getattr(evidence, field, None) is None)
     if missing:
