@@ -246,7 +246,7 @@ def sharded(quick: bool = False) -> Part:
         name = str(dtype).removeprefix("torch.")
         with sharded_checkpoint(dtype, gib) as folder:
             print(f"sharded: {gib:g} GiB of {name} written, now read", file=sys.stderr, flush=True)
-            runs = _read_against_inspect(folder, states, 1 if quick else 3)
+            runs = _read_against_inspect(folder, states, 1 if quick else 2)
         for state, rounds in runs.items():
             read, whole = ([r[task]["seconds"] for r in rounds] for task in ("read", "inspect"))
             what = f"speed of reading kept, {gib:.3g} GiB {name}, {state}"

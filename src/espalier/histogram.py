@@ -10,7 +10,7 @@ from torch import Tensor
 from espalier.curve import Curve, as_array
 from espalier.kurtosis import Moments, counted_moments
 
-_PIECE = 1 << 16  # entries worked on at a time: what is computed for them stays in the cache
+_PIECE = 1 << 18  # entries worked on at a time: few enough for the cache, enough to hide the cost of a call
 _ONES = torch.ones(_PIECE, dtype=torch.int64)
 _FLOAT64_SLACK = 2.0**-24  # rounding to float32 moves a float64 by at most this, relative
 _LARGEST = float(np.finfo(np.float32).max)
