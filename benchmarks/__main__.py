@@ -49,12 +49,12 @@ def run(name: str, quick: bool) -> dict[str, Any]:
 
 def lines(goals: Iterable[Goal]) -> list[str]:
     """The goals as rows of a table."""
-    rows = [f"{'':64}{'goal':>10}{'measured':>10}{'spread':>20}"]
+    rows = [f"{'':66}{'goal':>10}{'measured':>10}{'spread':>24}"]
     for goal in goals:
         limit = f"{'<=' if goal.at_most else '>='} {goal.limit:.4g}"
         between = f"{goal.low:.4g} to {goal.high:.4g}"
         missed = "" if goal.met else "  missed"
-        rows.append(f"{goal.what:64}{limit:>10}{goal.measured:>10.4g}{between:>20}{missed}")
+        rows.append(f"{goal.what:66}{limit:>10}{goal.measured:>10.4g}{between:>24}{missed}")
     return rows
 
 
