@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from espalier._errors import CheckpointError
 from espalier._types import LazyTensors
-from espalier.checkpoint import atomic, open_checkpoint, rewrite, save_checkpoint, unpack
+from espalier.checkpoint import atomic, check_output, open_checkpoint, rewrite, save_checkpoint, unpack
 
 
 def keep(name: str, tensor: Tensor) -> Tensor:
@@ -136,15 +136,16 @@ def test_a_full_disk_leaves_the_old_file(
     assert path.read_bytes() == b"old" and not left_over(tmp_path)
 
 
-def test_a_file_size_limit_leaves_nothing_half_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_a_file_size_limit_leaves_nothing_half_written(tmp_path: Path, suffix: str) -> None:
     resource = pytest.importorskip("resource")
-    path = tmp_path / "x.safetensors"
+    path = tmp_path / f"x.{suffix}"
     path.write_bytes(b"old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
     try:
         with pytest.raises(CheckpointError, match=r"disk is full \(File too large\); .* there is untouched"):
-            save_checkpoint(path, {"x": torch.ones(1 << 20)})
+            rewrite(open_checkpoint({"x": torch.ones(1 << 20)}), path, keep)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b"old" and not left_over(tmp_path)
@@ -201,22 +202,235 @@ def test_an_index_stands_for_its_folder(sharded: Path) -> None:
     assert open_checkpoint(index).infos == open_checkpoint(sharded).infos
 
 
-def test_only_what_espalier_wrote_is_replaced(sharded: Path, tmp_path: Path) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_earlier_write_is_replaced_and_an_empty_folder_filled(sharded: Path, tmp_path: Path) -> None:
     source = open_checkpoint(sharded)
     rewrite(source, tmp_path / "out", keep)
-    rewrite(source, tmp_path / "out", half)
+    rewrite(source, tmp_path / "out", half, sparse=True)
     assert open_checkpoint(tmp_path / "out")["b"].equal(half("b", source["b"]))
-    with pytest.raises(CheckpointError, match="exists and was not written by Espalier"):
-        rewrite(source, sharded, keep)
-    with pytest.raises(CheckpointError, match="lies inside the folder"):
-        rewrite(source, sharded / "pruned", keep)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="remove it or give another name"):
-        rewrite(source, tmp_path / "mine", keep)
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
     rewrite(source, tmp_path / "empty", keep)
+    assert contents(tmp_path / "empty").keys() == contents(tmp_path / "out").keys()
+
+
+@pytest.mark.parametrize("through", ["folder", "index", "link"])
+def test_the_source_folder_is_never_replaced(sharded: Path, tmp_path: Path, through: str) -> None:
+    (tmp_path / "link").symlink_to(sharded)
+    before = contents(tmp_path)
+    read = {"folder": sharded, "index": next(sharded.glob("*.index.json")), "link": tmp_path / "link"}[
+        through
+    ]
+    source = open_checkpoint(read)
+    for out, message in [
+        (sharded, "is the folder that is read; give another name"),
+        (tmp_path / "link", "is the folder that is read; give another name"),
+        (sharded / "pruned", "lies inside the folder .* give a place outside"),
+        (sharded / "1_Pooling" / "pruned", "lies inside the folder .* give a place outside"),
+        (tmp_path, "holds the source .*, which must stay; give another name"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            rewrite(source, out, half)
+    assert contents(tmp_path) == before
+
+
+def test_a_written_folder_may_not_become_its_own_source(sharded: Path, tmp_path: Path) -> None:
+    rewrite(open_checkpoint(sharded), tmp_path / "out", keep)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match="is the folder that is read"):
+        rewrite(open_checkpoint(tmp_path / "out"), tmp_path / "out", half)
+    assert contents(tmp_path) == before
+
+
+def test_a_file_beside_the_source_folder_does_not_open_the_parent(tmp_path: Path) -> None:
+    (tmp_path / "proj" / "model").mkdir(parents=True)
+    save_file({"w": torch.ones(9)}, tmp_path / "proj" / "model" / "model.safetensors")
+    (tmp_path / "proj" / "notes.txt").write_text("years of work")
+    rewrite(open_checkpoint({"w": torch.ones(9)}), tmp_path / "proj" / "p90.safetensors", keep)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"proj: holds the source .*model, which must stay"):
+        rewrite(open_checkpoint(tmp_path / "proj" / "model"), tmp_path / "proj", half)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "foreign", ["thesis.txt", ".hidden", "other.onnx", "deep/er/x", "config.json", "model-00001-of-00002.bin"]
+)
+def test_a_folder_that_holds_anything_else_is_refused(sharded: Path, tmp_path: Path, foreign: str) -> None:
+    source = open_checkpoint(sharded)
+    out = tmp_path / "out"
+    rewrite(source, out, keep)
+    (out / foreign).parent.mkdir(parents=True, exist_ok=True)
+    (out / foreign).write_text("years of work")
+    before = contents(out)
+    with pytest.raises(
+        CheckpointError, match=rf"out: exists and holds {foreign}, which this .* not put back; give another"
+    ):
+        rewrite(source, out, half)
+    assert contents(out) == before and not left_over(tmp_path)
+
+
+def test_weights_of_others_and_links_are_not_replaced(sharded: Path, tmp_path: Path) -> None:
+    source = open_checkpoint(sharded)
+    out = tmp_path / "out"
+    rewrite(source, out, keep)
+    shard = out / "model-00001-of-00002.safetensors"
+    save_file({"a": torch.ones(600), "n": torch.tensor([3])}, shard)
+    with pytest.raises(CheckpointError, match=f"holds {shard.name}, which this write would not put back"):
+        rewrite(source, out, half)
+    shard.rename(tmp_path / "dense")
+    shard.symlink_to(tmp_path / "dense")
+    with pytest.raises(CheckpointError, match=f"holds {shard.name}, which this write would not put back"):
+        rewrite(source, out, half)
+    shard.unlink()
+    (out / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"holds model\.safetensors\.index\.json, which this write would"
+    ):
+        rewrite(source, out, half)
+
+
+def test_what_comes_into_the_folder_during_the_write_stays(sharded: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def change(name: str, tensor: Tensor) -> Tensor:
+        (out / "note.txt").write_text("written meanwhile")
+        return tensor
+
+    with pytest.raises(CheckpointError, match=r"exists and holds note\.txt, which this write would not"):
+        rewrite(open_checkpoint(sharded), out, change)
+    assert contents(out) == {"note.txt": b"written meanwhile"} and not left_over(tmp_path)
+
+
+def test_an_interrupt_between_the_renames_puts_the_old_folder_back(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = open_checkpoint(sharded), tmp_path / "out"
+    rewrite(source, out, keep)
+    before = contents(out)
+    rename = os.rename
+
+    def interrupted(old: Path, new: Path) -> None:
+        if str(old).endswith(".tmp"):
+            raise KeyboardInterrupt
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite(source, out, half)
+    assert contents(out) == before and not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_the_file_that_is_read_is_never_written(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    rewrite(open_checkpoint({"w": torch.ones(400)}), path, keep)
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "hard").hardlink_to(path)
+    before = path.read_bytes()
+    for read, out in [
+        (path, path),
+        (path, tmp_path / "no" / ".." / path.name),
+        (path, tmp_path / "link"),
+        (tmp_path / "link", path),
+        (path, tmp_path / "hard"),
+    ]:
+        with pytest.raises(CheckpointError, match="is the file that is read; give another name"):
+            rewrite(open_checkpoint(read), out, half)
+        with pytest.raises(CheckpointError, match="is the file that is read; give another name"):
+            unpack(read, out)
+    assert path.read_bytes() == before and not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["y.safetensors", "y.pt"])
+def test_the_output_path_is_resolved_once(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "missing" / ".." / name
+    written = rewrite(open_checkpoint({"w": torch.ones(9)}), out, keep)
+    assert written.files == (tmp_path / name,) and written.path == out
+    assert written.bytes == (tmp_path / name).stat().st_size
+
+
+def test_a_folder_is_resolved_once(sharded: Path, tmp_path: Path) -> None:
+    written = rewrite(open_checkpoint(sharded), tmp_path / "missing" / ".." / "out", keep)
+    assert {file.parent for file in written.files} == {tmp_path / "out"}
+
+
+@pytest.mark.parametrize(
+    ("out", "sparse", "message"),
+    [
+        ("no/x.safetensors", False, r"no/x\.safetensors: the folder .*no does not exist; make it first"),
+        ("folder", False, "folder: is a folder, a file name was needed"),
+        ("x.pt", True, r"sparse format is a safetensors file; name it x\.safetensors"),
+        ("x.safetensors", False, "is the file that is read"),
+        ("pipe", False, "is a device or a pipe, which must not be replaced"),
+        ("circle", False, r"circle: cannot be written \("),
+        ("n" * 300, False, r"cannot be written \(File name too long\)"),
+    ],
+)
+def test_check_output_says_beforehand_what_rewrite_would(
+    tmp_path: Path, out: str, sparse: bool, message: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    save_checkpoint(tmp_path / "x.safetensors", {"w": torch.ones(9)})
+    source = open_checkpoint(tmp_path / "x.safetensors")
+    for attempt in (
+        lambda: check_output(source, tmp_path / out, sparse),
+        lambda: rewrite(source, tmp_path / out, keep, sparse=sparse),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            attempt()
+    check_output(source, tmp_path / "y.safetensors", sparse)
+    assert not (tmp_path / "y.safetensors").exists() and not left_over(tmp_path)
+
+
+def test_check_output_needs_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(CheckpointError, match=r"x: no permission to write into .*; give another place"):
+        check_output(open_checkpoint({"w": torch.ones(9)}), tmp_path / "x")
+
+
+def test_check_output_of_folders(sharded: Path, tmp_path: Path) -> None:
+    source = open_checkpoint(sharded)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x.txt").write_text("x")
+    for out, message in [
+        ("file", "file: is a file, but a folder is written; give the name of a folder"),
+        ("x.safetensors", "is a folder and so is the output; give the name of a folder, such as x"),
+        ("full", r"full: exists and holds x\.txt, which this write would not put back"),
+        ("no/out", "no does not exist; make it first"),
+        ("model", "is the folder that is read"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            check_output(source, tmp_path / out)
+    check_output(source, tmp_path / "out")
+
+
+def test_check_output_knows_what_the_format_cannot_hold(tmp_path: Path) -> None:
+    source = open_checkpoint({"x": torch.ones(2, dtype=torch.complex128)})
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: tensor 'x' .* name that ends in \.pt"):
+        check_output(source, tmp_path / "x.safetensors")
+    check_output(source, tmp_path / "x.pt")
+
+
+def test_bytes_on_disk_counts_the_weight_files(sharded: Path, tmp_path: Path) -> None:
+    shards = sum(file.stat().st_size for file in sharded.glob("*-of-*"))
+    assert open_checkpoint(sharded).bytes_on_disk == shards
+    index = open_checkpoint(next(sharded.glob("*.index.json")))
+    assert index.bytes_on_disk == shards
+    assert rewrite(index, tmp_path / "out", keep).bytes == open_checkpoint(tmp_path / "out").bytes_on_disk
+    file = next(sharded.glob("*-00001-of-*"))
+    one = open_checkpoint(file)
+    assert one.bytes_on_disk == file.stat().st_size and one.files == (file,)
+    assert open_checkpoint({"w": torch.ones(3)}).bytes_on_disk == 0
+    file.unlink()
+    with pytest.raises(CheckpointError, match="cannot be measured: No such file"):
+        _ = one.bytes_on_disk
 
 
 def test_a_full_disk_leaves_the_old_folder(

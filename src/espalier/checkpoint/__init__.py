@@ -3,7 +3,7 @@
 from espalier.checkpoint._base import AbstractCheckpoint, Kind, Layout, TensorInfo
 from espalier.checkpoint.opening import open_checkpoint
 from espalier.checkpoint.sparse import load_sparse, unpack
-from espalier.checkpoint.write import Written, atomic, rewrite, save_checkpoint
+from espalier.checkpoint.write import Written, atomic, check_output, rewrite, save_checkpoint
 
 __all__ = [
     "AbstractCheckpoint",
@@ -12,6 +12,7 @@ __all__ = [
     "TensorInfo",
     "Written",
     "atomic",
+    "check_output",
     "load_sparse",
     "open_checkpoint",
     "rewrite",

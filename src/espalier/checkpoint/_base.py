@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from espalier._errors import CheckpointError
+
 Kind = Literal["weight", "norm", "embedding", "buffer"]
 
 REAL_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
@@ -75,6 +77,7 @@ class AbstractCheckpoint(Mapping[str, Tensor], ABC):
         aliases: dropped name -> the name that stands for it.
         metadata: strings stored beside the tensors.
         layout: how the tensors lie in files; None for what lives in memory.
+        notes: sentences worth reading about what was read and what was left.
     """
 
     path: Path | None
@@ -82,6 +85,27 @@ class AbstractCheckpoint(Mapping[str, Tensor], ABC):
     aliases: dict[str, str]
     metadata: dict[str, str]
     layout: Layout | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, whether file, index or folder was opened; () in memory."""
+        if self.path is None or self.layout is None:
+            return ()
+        folder = self.path.parent if self.layout.folder is None else self.layout.folder
+        return tuple(folder / file for file in self.layout.files)
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Size of exactly these files together, headers included; 0 in memory.
+
+        Raises:
+            CheckpointError: one of them is gone.
+        """
+        try:
+            return sum(file.stat().st_size for file in self.files)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be measured: {error.strerror or error}") from None
 
     @abstractmethod
     def __getitem__(self, name: str) -> Tensor:

@@ -7,6 +7,9 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+import torch
 
 from espalier._errors import CheckpointError
 
@@ -22,7 +25,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     Raises:
         CheckpointError: the system refuses to write (disk full, no permission, no such folder).
     """
-    target = _target(Path(path))
+    target = file_target(path)
     temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -36,12 +39,13 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+def atomic_folder(path: str | Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Write a folder so that it is there completely or not at all.
 
     Args:
-        path: the folder to make. An existing one is replaced only if it is empty or `replaceable` says so.
-        replaceable: tells whether a folder that is not empty may go.
+        path: the folder to make; an existing one is replaced as a whole.
+        check: raises if the existing folder holds anything that must not go. Asked before the work begins
+            and again right before the folder is replaced: others may have written into it meanwhile.
 
     Yields:
         A temporary folder beside it.
@@ -49,12 +53,9 @@ def atomic_folder(path: str | Path, replaceable: Callable[[Path], bool]) -> Iter
     Raises:
         CheckpointError: the folder exists and may not be replaced, or the system refuses to write.
     """
-    target = Path(path).resolve()
-    _check_parent(target)
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or replaceable(target))):
-        raise CheckpointError(
-            f"{path}: exists and was not written by Espalier; remove it or give another name"
-        )
+    target = folder_target(path)
+    if target.exists():
+        check(target)
     temporary = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.tmp")
     replaced = temporary.with_suffix(".old")
     try:
@@ -64,29 +65,92 @@ def atomic_folder(path: str | Path, replaceable: Callable[[Path], bool]) -> Iter
             if file.is_file():
                 _sync(file)
         if target.exists():
+            check(target)
             os.rename(target, replaced)
         os.rename(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:
-        if replaced.exists() and not target.exists():
-            os.rename(replaced, target)
+        _put_back(replaced, target)
         raise CheckpointError(f"{path}: {_reason(error)}; {_untouched(target)}") from None
     finally:
+        _put_back(replaced, target)  # an interrupt may come between the two renames
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _target(path: Path) -> Path:
-    target = path.resolve()  # write through a symbolic link instead of replacing it
+def save_torch(value: object, path: Path) -> None:
+    """`torch.save`, but what the system refuses is an OSError, not the RuntimeError that torch makes of it."""
+    with open(path, "wb") as file:
+        writer = _Writer(file)
+        try:
+            torch.save(value, writer)  # type: ignore[arg-type]
+        except RuntimeError:
+            if writer.error is not None:
+                raise writer.error from None
+            raise
+
+
+class _Writer:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def file_target(path: str | Path) -> Path:
+    """Where a file of this name really goes: through links instead of replacing them.
+
+    Raises:
+        CheckpointError: no file can be written there.
+    """
+    target = _resolved(path)
     if target.is_dir():
         raise CheckpointError(f"{path}: is a folder, a file name was needed")
-    _check_parent(target)
+    if target.exists() and not target.is_file():
+        raise CheckpointError(f"{path}: is a device or a pipe, which must not be replaced; give a file name")
     return target
 
 
-def _check_parent(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise CheckpointError(f"{target}: the folder {target.parent} does not exist; make it first")
+def folder_target(path: str | Path) -> Path:
+    """Where a folder of this name really goes: through links instead of replacing them.
+
+    Raises:
+        CheckpointError: no folder can be written there.
+    """
+    target = _resolved(path)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{path}: is a file, but a folder is written; give the name of a folder")
+    return target
+
+
+def _resolved(path: str | Path) -> Path:
+    try:
+        target = Path(path).resolve()
+        if not target.parent.is_dir():
+            raise CheckpointError(f"{path}: the folder {target.parent} does not exist; make it first")
+        target.exists()  # raises for names that the file system cannot have
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{path}: cannot be written ({reason})") from None
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{path}: no permission to write into {target.parent}; give another place")
+    return target
+
+
+def _put_back(replaced: Path, target: Path) -> None:
+    if replaced.exists() and not target.exists():
+        os.rename(replaced, target)
 
 
 def _reason(error: OSError) -> str:
@@ -105,8 +169,7 @@ def _sync(file: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # A rename is durable once its folder is; some systems cannot open folders, and there it is enough as it
-    # is.
+    # A rename is durable once its folder is. Some systems cannot open folders and need no more than this.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

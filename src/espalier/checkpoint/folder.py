@@ -112,8 +112,7 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _recorded_aliases(stored: Mapping[str, AbstractStored], metadata: Mapping[str, str]) -> dict[str, str]:
-    # The convention of safetensors.torch.save_model: the metadata maps a dropped name to the name that was
-    # kept.
+    # The convention of safetensors.torch.save_model: the metadata maps a dropped name to the one it kept.
     return {alias: name for alias, name in metadata.items() if name in stored and alias not in stored}
 
 

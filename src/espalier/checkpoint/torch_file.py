@@ -170,8 +170,7 @@ def _check_zip(path: Path) -> dict[int, int]:
 
 
 def _data_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    # The local header repeats name and extra field with lengths of its own; torch pads the extra field to
-    # align data.
+    # The local header repeats name and extra field with lengths of its own: torch pads there to align data.
     file.seek(info.header_offset)
     name, extra = struct.unpack("<26x2H", file.read(30))
     return info.header_offset + 30 + int(name) + int(extra)

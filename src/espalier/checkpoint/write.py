@@ -1,24 +1,25 @@
 """Write checkpoints: one safetensors file tensor by tensor, or a whole checkpoint in the shape it came."""
 
+import filecmp
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from espalier._errors import CheckpointError
+from espalier._errors import CheckpointError, listing
 from espalier._types import Tensors
 from espalier.checkpoint._base import AbstractCheckpoint, Layout, TensorInfo
-from espalier.checkpoint.atomic import atomic, atomic_folder
+from espalier.checkpoint.atomic import atomic, atomic_folder, file_target, folder_target, save_torch
 from espalier.checkpoint.folder import WEIGHTS
 from espalier.checkpoint.memory import drop_aliases
 from espalier.checkpoint.safetensors_file import read_header
-from espalier.checkpoint.writer import write_file
+from espalier.checkpoint.writer import check_storable, write_file
 
-__all__ = ["Written", "atomic", "rewrite", "save_checkpoint"]
+__all__ = ["Written", "atomic", "check_output", "rewrite", "save_checkpoint"]
 
 WRITER_KEY = "espalier"
 """Metadata key that marks what Espalier wrote, so that it may be written over."""
@@ -35,16 +36,18 @@ class Written:
     """What was written.
 
     Args:
-        path: the file or folder.
-        files: every file that holds weights.
+        path: the file or folder, as it was given.
+        files: every file that holds weights, links resolved.
         bytes: their size together, headers included.
         tensors: name -> bytes of the tensor as stored (mask and values of a sparse one).
+        notes: sentences worth reading about what was written.
     """
 
     path: Path
     files: tuple[Path, ...]
     bytes: int
     tensors: dict[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def save_checkpoint(path: str | Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
@@ -70,6 +73,7 @@ def save_checkpoint(path: str | Path, tensors: Tensors, metadata: Mapping[str, s
         if isinstance(tensors, dict):
             tensors, aliases = drop_aliases(tensors.items())
         infos = {name: _info(tensor) for name, tensor in tensors.items()}
+    check_storable(Path(path), infos)
     with atomic(path) as temporary:
         write_file(temporary, infos, tensors.__getitem__, {**(metadata or {}), **aliases}, sparse=False)
 
@@ -91,24 +95,125 @@ def rewrite(
 
     Args:
         source: the checkpoint; read tensor by tensor.
-        out: file or folder to write; a folder may exist only if it is empty or Espalier wrote it.
+        out: file or folder to write, not the source. A file that exists is replaced. A folder that exists
+            must be empty, or hold nothing but what an earlier write of this checkpoint by Espalier left.
         change: gives the new tensor for a name and its tensor; shape and dtype must stay.
         metadata: added to the metadata of the source.
         sparse: store tensors with many zeros as mask and values (`docs/sparse-format.md`).
 
     Raises:
-        CheckpointError: the output cannot be written there, or a changed tensor has another shape or dtype.
+        CheckpointError: the output cannot be written there (see `check_output`), the disk is full, or a
+            changed tensor has another shape or dtype.
     """
     out = Path(out)
+    check_output(source, out, sparse)
     strings = {**source.metadata, **(metadata or {}), WRITER_KEY: _version()}
     if source.layout is not None and source.layout.folder is not None:
         return _rewrite_folder(source, source.layout, source.layout.folder, out, change, strings, sparse)
     if out.suffix in TORCH_SUFFIXES:
-        return _rewrite_torch(source, out, change, sparse)
-    load = _changed(source, change)
-    with atomic(out) as temporary:
+        return _rewrite_torch(source, out, change)
+    load, target = _changed(source, change), file_target(out)
+    with atomic(target) as temporary:
         sizes = write_file(temporary, source.infos, load, {**strings, **source.aliases}, sparse=sparse)
-    return Written(out, (out,), out.stat().st_size, {name: sizes[name] for name in source})
+    return Written(out, (target,), target.stat().st_size, {name: sizes[name] for name in source})
+
+
+def check_output(source: AbstractCheckpoint, out: str | Path, sparse: bool = False) -> None:
+    """Refuse what `rewrite` would refuse, as far as it can be known before any work is done.
+
+    Args:
+        source: the checkpoint that will be read.
+        out: file or folder to write.
+        sparse: whether the sparse format is asked for.
+
+    Raises:
+        CheckpointError: `out` is the source, one of its files, around it or inside it; its folder is missing
+            or not writable; it is a folder for a file or a file for a folder; it is an existing folder that
+            holds anything this write would not put back; or its format cannot hold the tensors.
+    """
+    out = Path(out)
+    layout = source.layout
+    if layout is not None and layout.folder is not None:
+        _check_apart(source, layout.folder, out)
+        target = folder_target(out)
+        if out.suffix in WEIGHTS and not target.is_dir():
+            raise CheckpointError(
+                f"{out}: the source {layout.folder} is a folder and so is the output; "
+                f"give the name of a folder, such as {out.with_suffix('').name}"
+            )
+        check_storable(out, source.infos)
+        if target.is_dir():
+            _check_replaceable(target, layout, layout.folder, out)
+        return
+    target = file_target(out)
+    if any(_same(target, file) for file in source.files):
+        raise CheckpointError(f"{out}: is the file that is read; give another name, so that it stays")
+    if out.suffix not in TORCH_SUFFIXES:
+        check_storable(out, source.infos)
+    elif sparse:
+        raise CheckpointError(
+            f"{out}: the sparse format is a safetensors file; name it {out.stem}.safetensors"
+        )
+
+
+def _check_apart(source: AbstractCheckpoint, folder: Path, out: Path) -> None:
+    target = folder_target(out)
+    if _same(target, folder):
+        raise CheckpointError(f"{out}: is the folder that is read; give another name, so that it stays")
+    if any(_same(parent, folder) for parent in target.parents):
+        raise CheckpointError(f"{out}: lies inside the folder {folder} that is read; give a place outside")
+    for path in (folder, *source.files):
+        if any(_same(parent, target) for parent in path.resolve().parents):
+            raise CheckpointError(f"{out}: holds the source {path}, which must stay; give another name")
+
+
+def _same(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:  # one of them is not there
+        return a.resolve() == b.resolve()
+
+
+def _check_replaceable(target: Path, layout: Layout, folder: Path, shown: Path) -> None:
+    """Raise if a folder holds anything but what this write puts back."""
+    shards = {_safetensors_name(file) for file in layout.files}
+    index = None if layout.index is None else _safetensors_name(layout.index)
+    copies = set(_others(folder))
+    held = {path.relative_to(target): path for path in _walk(target)}
+    foreign = [
+        str(name)
+        for name, path in held.items()
+        if path.is_symlink()
+        or not path.is_file()
+        or not (
+            _by_espalier(path)
+            if str(name) in shards
+            else filecmp.cmp(path, folder / name, shallow=False)
+            if name in copies
+            else str(name) == index and shards.intersection(map(str, held))
+        )
+    ]
+    if foreign:
+        raise CheckpointError(
+            f"{shown}: exists and holds {listing(sorted(foreign))}, which this write would not put back; "
+            "give another name, or move that away"
+        )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Everything in a folder that is not itself a real folder; links are not followed."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _by_espalier(file: Path) -> bool:
+    try:
+        return WRITER_KEY in read_header(file).metadata
+    except CheckpointError:
+        return False
 
 
 def _rewrite_folder(
@@ -120,34 +225,31 @@ def _rewrite_folder(
     metadata: dict[str, str],
     sparse: bool,
 ) -> Written:
-    if out.resolve().is_relative_to(folder.resolve()) and out.resolve() != folder.resolve():
-        raise CheckpointError(f"{out}: lies inside the folder {folder} that is read; give a place outside")
-    load = _changed(source, change)
+    load, target = _changed(source, change), folder_target(out)
     sizes: dict[str, int] = {}
     shards = {_safetensors_name(file): names for file, names in layout.files.items()}
-    with atomic_folder(out, _written_by_espalier) as temporary:
-        _copy_others(folder, temporary)
+    with atomic_folder(target, lambda old: _check_replaceable(old, layout, folder, out)) as temporary:
+        for name in _others(folder):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, temporary / name)
         for file, names in shards.items():
             infos = {name: source.infos[name] for name in names}
             aliases = {alias: name for alias, name in source.aliases.items() if name in infos}
             sizes |= write_file(temporary / file, infos, load, {**metadata, **aliases}, sparse=sparse)
         if layout.index is not None:
             _write_index(temporary / _safetensors_name(layout.index), shards, sizes)
-    files = tuple(out / file for file in shards)
+    files = tuple(target / file for file in shards)
     total = sum(file.stat().st_size for file in files)
     return Written(out, files, total, {name: sizes[name] for name in source})
 
 
-def _rewrite_torch(source: AbstractCheckpoint, out: Path, change: Change, sparse: bool) -> Written:
-    if sparse:
-        raise CheckpointError(
-            f"{out}: the sparse format is a safetensors file; name it {out.stem}.safetensors"
-        )
-    load = _changed(source, change)
+def _rewrite_torch(source: AbstractCheckpoint, out: Path, change: Change) -> Written:
+    load, target = _changed(source, change), file_target(out)
     tensors = {name: load(name).cpu() for name in source}
-    with atomic(out) as temporary:
-        torch.save(tensors | {alias: tensors[name] for alias, name in source.aliases.items()}, temporary)
-    return Written(out, (out,), out.stat().st_size, {name: tensor.nbytes for name, tensor in tensors.items()})
+    with atomic(target) as temporary:
+        save_torch(tensors | {alias: tensors[name] for alias, name in source.aliases.items()}, temporary)
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    return Written(out, (target,), target.stat().st_size, sizes)
 
 
 def _changed(source: AbstractCheckpoint, change: Change) -> Callable[[str], Tensor]:
@@ -184,27 +286,16 @@ def _safetensors_name(file: str) -> str:
     return f"{stem}.safetensors{index}"
 
 
-def _written_by_espalier(folder: Path) -> bool:
-    files = [file for file in folder.iterdir() if file.suffix in WEIGHTS]
-    try:
-        return bool(files) and all(WRITER_KEY in read_header(file).metadata for file in files)
-    except CheckpointError:
-        return False
-
-
-def _copy_others(source: Path, target: Path) -> None:
-    for file in sorted(source.rglob("*")):
-        relative = file.relative_to(source)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if (
-            hidden
-            or not file.is_file()
-            or file.name.endswith(_FOREIGN)
-            or file.stat().st_size > _LARGEST_COPY
-        ):
+def _others(folder: Path) -> list[Path]:
+    """What is copied beside the weights, relative to the folder."""
+    found = []
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or file.name.endswith(_FOREIGN):
             continue
-        (target / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target / relative)
+        if file.is_file() and file.stat().st_size <= _LARGEST_COPY:
+            found.append(name)
+    return found
 
 
 def _write_index(path: Path, shards: Mapping[str, Iterable[str]], sizes: Mapping[str, int]) -> None:

@@ -29,11 +29,6 @@ def write_file(
     largest header is left, the tensors are written, then the header; if much room is left over, the data
     moves down.
     """
-    for name, info in infos.items():
-        if info.dtype not in DTYPE_NAMES:
-            raise CheckpointError(f"{path}: tensor {name!r} is {info.dtype}, which safetensors cannot store")
-        if name == "__metadata__":
-            raise CheckpointError(f"{path}: tensor {name!r} has a name that the format reserves; rename it")
     plan = _Plan(infos, metadata, sparse)
     with open(path, "wb") as file:
         file.write(bytes(8 + plan.room))
@@ -41,6 +36,22 @@ def write_file(
             plan.put(file, name, load(name).detach())
         plan.finish(file)
     return plan.sizes
+
+
+def check_storable(path: Path, infos: Mapping[str, TensorInfo]) -> None:
+    """Refuse tensors that a safetensors file cannot hold.
+
+    Raises:
+        CheckpointError: a dtype or a name that the format does not have.
+    """
+    for name, info in infos.items():
+        if info.dtype not in DTYPE_NAMES:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {info.dtype}, which safetensors cannot store; "
+                "give a name that ends in .pt, or convert the tensor"
+            )
+        if name == "__metadata__":
+            raise CheckpointError(f"{path}: tensor {name!r} has a name that the format reserves; rename it")
 
 
 class _Plan:

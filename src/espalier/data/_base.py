@@ -50,8 +50,8 @@ class Normalization:
             return x
         if len(self.mean) not in (1, x.shape[1]):
             raise EspalierError(
-                f"normalization has {len(self.mean)} channels, the images have {x.shape[1]}: give one value "
-                f"per channel"
+                f"normalization has {len(self.mean)} channels, the images have {x.shape[1]}: "
+                "give one value per channel"
             )
         mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
         sd = torch.tensor(self.sd, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)

@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError
-from espalier.checkpoint.write import atomic
+from espalier.checkpoint.atomic import atomic, save_torch
 from espalier.train.history import Epoch
 
 STATE, LOG, FAILED = "state.pt", "log.jsonl", "failed.json"
@@ -35,32 +35,8 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write `state.pt`: complete under its name, or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / STATE) as temporary, open(temporary, "wb") as file:
-        writer = _Writer(file)
-        try:
-            torch.save(state, writer)  # type: ignore[arg-type]
-        except RuntimeError:
-            if writer.error is not None:
-                raise writer.error from None
-            raise
-
-
-class _Writer:
-    """A file that remembers why it could not be written; torch makes a RuntimeError of a full disk."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
+    with atomic(folder / STATE) as temporary:
+        save_torch(state, temporary)
 
 
 def load_state(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -82,8 +58,8 @@ def load_state(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any] | None:
     differing = differences(before, spec)
     if differing:
         raise EspalierError(
-            f"{folder} holds another run: {'; '.join(differing)}. Use another folder, or remove this one to "
-            f"start again"
+            f"{folder} holds another run: {'; '.join(differing)}. "
+            "Use another folder, or remove this one to start again"
         )
     if (folder / FAILED).exists():
         reason = json.loads((folder / FAILED).read_text())["reason"]
