@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from espalier._errors import EspalierError
-from espalier.data import AbstractSplit
+from espalier._errors import EspalierError, first_line
+from espalier.data import AbstractSplit, Dataset
 
 
 def logits_of(output: Any) -> Tensor:
@@ -73,6 +73,40 @@ def collect_logits(model: nn.Module, split: AbstractSplit, *, batch_size: int = 
                 x = x.contiguous(memory_format=layout)
             found.append(logits_of(model(x)).float().cpu())
     return torch.cat(found)
+
+
+def probe(model: nn.Module, data: Dataset, name: str) -> None:
+    """Run one example through a model, so that what does not fit is told before any work.
+
+    Eval mode, no gradient; modes are restored.
+
+    Args:
+        model: stays on its device.
+        data: the first of its splits with an example gives it.
+        name: what to call the model in the message.
+
+    Raises:
+        EspalierError: the data set is empty, the model cannot take its inputs, or gives too few logits.
+    """
+    split = next((split for split in (data.test, data.validation, data.train) if len(split)), None)
+    if split is None:
+        raise EspalierError(f"the data set {data.name} is empty: no split has an example")
+    x = next(iter(split.take(1).inputs(1))).to(device_of(model))
+    given = f"one input of {data.name}, {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+    try:
+        with modes(model), torch.no_grad():
+            model.eval()
+            logits = logits_of(model(x))
+    except Exception as error:  # whatever the code of a network raises
+        kind = "" if isinstance(error, EspalierError) else f"{type(error).__name__}: "
+        raise EspalierError(
+            f"{name} does not run on {given}: {kind}{first_line(error)}; give a model for such inputs, or other --data"
+        ) from error
+    if logits.shape[1] < len(data.classes):
+        raise EspalierError(
+            f"{name} gives {logits.shape[1]} logits for {given}, which has {len(data.classes)} classes; "
+            "give a model for as many classes, or other --data"
+        )
 
 
 def takes_channels_last(model: nn.Module, x: Tensor) -> bool:
