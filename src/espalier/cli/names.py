@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from espalier.allocate import AbstractAllocation
     from espalier.amount import AbstractAmount
+    from espalier.checkpoint import AbstractCheckpoint
     from espalier.data import Dataset
+    from espalier.models import Filled
 
 T = TypeVar("T")
 
@@ -74,22 +76,32 @@ def nm_pattern(word: str) -> tuple[int, int]:
     raise EspalierError(f"--nm must be kept:group with 0 < kept < group, such as 2:4, got {word!r}")
 
 
-def model(word: str, classes: int) -> "nn.Module":
-    """A fresh network by name, for data with that many classes; its weights come from the checkpoint."""
-    from espalier.models import CifarResNet, DigitsCNN, LeNet5, hf_model, imported, torchvision_model
+def model(word: str, classes: int, checkpoint: "AbstractCheckpoint", source: str) -> "Filled":
+    """A network by name, for data with that many classes, filled from a checkpoint that messages call `source`."""
+    from espalier.models import (
+        CifarResNet,
+        DigitsCNN,
+        LeNet5,
+        fill,
+        imported,
+        load_hf,
+        torchvision_model,
+    )
 
-    if word.startswith("torchvision:"):
-        return torchvision_model(word.removeprefix("torchvision:"), classes)
     if word.startswith("hf:"):
-        return hf_model(word.removeprefix("hf:"))
-    if ":" in word:
-        return imported(word)
-    table: dict[str, Callable[[], nn.Module]] = {
-        "lenet5": partial(LeNet5, classes),
-        "digits_cnn": partial(DigitsCNN, classes),
-        **{f"resnet{depth}": partial(CifarResNet, depth, classes) for depth in (20, 32, 44, 56, 110)},
-    }
-    return look_up("model", word, table)()
+        return load_hf(word.removeprefix("hf:"), checkpoint, source)
+    if word.startswith("torchvision:"):
+        network = torchvision_model(word.removeprefix("torchvision:"), classes)
+    elif ":" in word:
+        network = imported(word)
+    else:
+        table: dict[str, Callable[[], nn.Module]] = {
+            "lenet5": partial(LeNet5, classes),
+            "digits_cnn": partial(DigitsCNN, classes),
+            **{f"resnet{depth}": partial(CifarResNet, depth, classes) for depth in (20, 32, 44, 56, 110)},
+        }
+        network = look_up("model", word, table)()
+    return fill(network, checkpoint.state_dict(), source)
 
 
 def dataset(word: str, root: Path | None, *, limit: int | None = None, validation: float = 0.1) -> "Dataset":

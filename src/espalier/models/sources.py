@@ -1,15 +1,40 @@
-"""Models from elsewhere (torchvision, a Hugging Face folder, an import path), and weights into a model."""
+"""Models from elsewhere (torchvision, an import path), and weights into a model."""
 
 import importlib
+import inspect
 import sys
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from espalier._errors import CheckpointError, EspalierError, listing, near
 from espalier._types import Tensors
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A network filled from a checkpoint.
+
+    Args:
+        model: the network.
+        places: name in the network's state dict -> name in the checkpoint, of tensors that were taken as they
+            are (but for their dtype), so that they can be written back.
+    """
+
+    model: nn.Module
+    places: Mapping[str, str]
+
+    @property
+    def unplaced(self) -> list[str]:
+        """Floating tensors of the network that no single tensor of the checkpoint holds."""
+        return [
+            name
+            for name, tensor in self.model.state_dict().items()
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and name not in self.places
+        ]
 
 
 def torchvision_model(name: str, classes: int | None = None) -> nn.Module:
@@ -32,35 +57,6 @@ def torchvision_model(name: str, classes: int | None = None) -> nn.Module:
     return models.get_model(name, **({} if classes is None else {"num_classes": classes}))  # type: ignore[no-any-return]
 
 
-def hf_model(folder: str | Path) -> nn.Module:
-    """Build and load the model of a Hugging Face folder, offline and without running code of the folder.
-
-    The class is the one named by `architectures` in `config.json`, from the installed transformers.
-
-    Raises:
-        EspalierError: transformers is missing, the folder has no such config, or the class is unknown.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise EspalierError("hf: models need transformers: pip install 'espalier[hf]'") from None
-    if not (Path(folder) / "config.json").is_file():
-        raise EspalierError(f"{folder} is no Hugging Face model folder: it has no config.json")
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    architecture = (config.architectures or ["AutoModel"])[0]
-    kind = getattr(transformers, architecture, None)
-    if kind is None:
-        raise EspalierError(
-            f"transformers {transformers.__version__} has no class {architecture!r} (from {folder})"
-        )
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
-    except (OSError, RuntimeError) as error:
-        raise EspalierError(
-            f"{folder} cannot be loaded as {architecture}: {str(error).splitlines()[0]}"
-        ) from error
-
-
 def imported(path: str, **arguments: Any) -> nn.Module:
     """Call `package.module:function` and return its model; the current folder is importable.
 
@@ -69,7 +65,8 @@ def imported(path: str, **arguments: Any) -> nn.Module:
         arguments: passed on.
 
     Raises:
-        EspalierError: no colon, no such module or attribute, or the result is no `nn.Module`.
+        EspalierError: no colon, no such module or attribute, it needs other arguments, or the result is no
+            `nn.Module`.
     """
     module_name, colon, attribute = path.partition(":")
     if not (colon and module_name and attribute):
@@ -86,10 +83,33 @@ def imported(path: str, **arguments: Any) -> nn.Module:
         raise EspalierError(
             f"model {path!r}: {module_name} has no function {attribute!r}.{near(attribute, dir(module))}"
         )
-    model = function(**arguments)
+    model = _called(path, function, arguments)
     if not isinstance(model, nn.Module):
         raise EspalierError(f"model {path!r} returned {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _called(path: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some functions in C nothing is known
+        raise EspalierError(f"model {path!r} is no Python function or class that makes a model") from None
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        required = [
+            name
+            for name, parameter in signature.parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            and name not in arguments
+        ]
+        given = "needs arguments" if required else "does not take these arguments"
+        raise EspalierError(
+            f"model {path!r} {given} ({', '.join(required) or error}): it is called with "
+            f"{', '.join(arguments) or 'none'}, so wrap it in a function of yours"
+        ) from None
+    return function(**arguments)
 
 
 def load_weights(model: nn.Module, tensors: Tensors, source: str = "the checkpoint") -> nn.Module:
@@ -104,12 +124,16 @@ def load_weights(model: nn.Module, tensors: Tensors, source: str = "the checkpoi
         source: what to call the checkpoint in the message.
 
     Raises:
-        CheckpointError: names missing, unexpected, or of another shape (the first few of each are listed);
-            nothing is changed then.
+        CheckpointError: names missing, unexpected, or of another shape (the first few of each are listed), or
+            entries that are NaN or, in a parameter, infinite; nothing is changed then.
     """
-    given = {name: tensors[name] for name in tensors}
-    if given and all(name.startswith("module.") for name in given):
-        given = {name.removeprefix("module."): tensor for name, tensor in given.items()}
+    return fill(model, tensors, source).model
+
+
+def fill(model: nn.Module, tensors: Tensors, source: str = "the checkpoint") -> Filled:
+    """`load_weights`, which also tells what each tensor of the model is called in the checkpoint."""
+    prefix = "module." if len(tensors) and all(name.startswith("module.") for name in tensors) else ""
+    given = {name.removeprefix(prefix): tensors[name] for name in tensors}
     own = model.state_dict()
     # What a state dict holds beyond tensors (get_extra_state) is for strict loading below to judge.
     missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
@@ -119,18 +143,86 @@ def load_weights(model: nn.Module, tensors: Tensors, source: str = "the checkpoi
         for n in own
         if n in given and given[n].shape != own[n].shape
     ]
-    problems = [
-        f"{len(names)} {word}: {listing(names)}"
-        for word, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit {type(model).__name__}: {'; '.join(problems)}. Is --model the right "
-            f"architecture?"
-        )
+    problem = misfit(type(model).__name__, source, missing, unexpected, differing)
+    if problem:
+        raise CheckpointError(problem)
+    new = {name: given[name].to(tensor.dtype) for name, tensor in own.items() if name in given}
+    check_finite(model, {name: (prefix + name, tensor) for name, tensor in new.items()}, source)
     with torch.no_grad():
-        for name, tensor in own.items():
-            if name in given:
-                tensor.copy_(given[name])
+        for name, tensor in new.items():
+            own[name].copy_(tensor)
+    return Filled(model, {name: prefix + name for name in new})
+
+
+def misfit(
+    model: str,
+    source: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    differing: Iterable[str],
+) -> str:
+    """What does not fit, in one line; "" if all does."""
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+    problems = [f"{len(found)} {word}: {listing(found)}" for word, names in kinds if (found := list(names))]
+    if not problems:
+        return ""
+    return f"{source} does not fit {model}: {'; '.join(problems)}. Is --model the right architecture?"
+
+
+def check_finite(model: nn.Module, tensors: Mapping[str, tuple[str, Tensor]], source: str) -> None:
+    """Refuse a network that can compute nothing; a buffer may hold infinities (attention masks do).
+
+    Args:
+        model: tells parameters from buffers.
+        tensors: name in the model -> name in the checkpoint, and the tensor as the model gets it.
+        source: what to call the checkpoint in the message.
+
+    Raises:
+        CheckpointError: a tensor holds NaN, or a parameter infinities.
+    """
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for own, (name, tensor) in tensors.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        nan = int(tensor.isnan().sum())
+        infinite = int(tensor.isinf().sum()) if own in parameters else 0
+        if nan or infinite:
+            found = " and ".join(
+                f"{count:,} {word}" for count, word in ((nan, "NaN"), (infinite, "infinite")) if count
+            )
+            raise CheckpointError(
+                f"{source}: tensor {name!r} holds {found} of {tensor.numel():,} entries; "
+                f"the network computes nothing with it, so take an earlier checkpoint"
+            )
+
+
+def round_to(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> nn.Module:
+    """Give every tensor of a model the values it has after being stored in another dtype.
+
+    So the network that is measured is the one that is written: a file in bfloat16 holds other numbers than the
+    float32 network that was trained. The dtypes of the model stay. Rounding may make zeros, never a zero
+    nonzero.
+
+    Args:
+        model: changed in place, all or nothing, and returned.
+        dtypes: name in the state dict -> dtype in the file; others are left alone.
+
+    Raises:
+        EspalierError: a finite value is beyond the dtype.
+    """
+    rounded = []
+    for name, tensor in model.state_dict().items():
+        dtype = dtypes.get(name, None)
+        if dtype is None or not isinstance(tensor, Tensor) or tensor.dtype == dtype:
+            continue
+        new = tensor.detach().to(dtype).to(tensor.dtype)
+        if tensor.is_floating_point() and bool((tensor.isfinite() & ~new.isfinite()).any()):
+            raise EspalierError(
+                f"tensor {name!r} holds {tensor.abs().max().item():.3g}, beyond the {dtype} of the file: "
+                f"convert the checkpoint to bfloat16 or float32 first"
+            )
+        rounded.append((tensor, new))
+    with torch.no_grad():
+        for tensor, new in rounded:
+            tensor.copy_(new)
     return model
