@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
-from espalier._errors import EspalierError, listing, near
+from espalier._errors import EspalierError, listing, near, near_glob, plural
 from espalier.checkpoint import AbstractCheckpoint, TensorInfo
 
 Scope = Literal["weights", "paper", "all"]
@@ -127,8 +127,9 @@ def _matching(
         everywhere |= {checkpoint.aliases[alias] for alias in _glob(pattern, checkpoint.aliases)}
         inside = everywhere.intersection(candidates)
         if not everywhere:
-            known = [*checkpoint.infos, *checkpoint.aliases]
-            raise EspalierError(f"{option} pattern {pattern!r} matches no tensor.{near(pattern, known)}")
+            where = "" if checkpoint.path is None else f" of {checkpoint.path}"
+            hint = near_glob(pattern, [*dict.fromkeys([*candidates, *checkpoint.aliases, *checkpoint.infos])])
+            raise EspalierError(f"{option} pattern {pattern!r} matches no tensor{where}.{hint}")
         if not inside:
             raise EspalierError(
                 f"{option} pattern {pattern!r} matches {listing(sorted(everywhere))}, outside scope "
@@ -144,8 +145,10 @@ def _glob(pattern: str, names: Iterable[str]) -> list[str]:
 
 def _nothing_left(infos: dict[str, TensorInfo], candidates: Sequence[str], scope: Scope) -> str:
     if candidates:
-        return f"the patterns leave none of the {len(candidates)} tensors of scope {scope!r}; relax them"
+        count = plural(len(candidates), "tensor")
+        return f"the patterns leave nothing of the {count} of scope {scope!r}; relax them"
     floating = [name for name, info in infos.items() if _prunable(info)]
     if not floating:
-        return f"nothing can be selected: none of the {len(infos)} tensors holds floating-point weights"
+        count = plural(len(infos), "tensor")
+        return f"nothing can be selected: there are no floating-point weights among {count}"
     return f"scope {scope!r} selects nothing; scope 'all' would select {listing(floating)}"

@@ -114,3 +114,8 @@ def test_kinds_of_a_module_come_from_its_types() -> None:
         "linear_norm.weight": "weight",
         "linear_norm.bias": "weight",
     }
+
+
+def test_what_is_no_source_is_named() -> None:
+    with pytest.raises(CheckpointError, match="a path, a module or a mapping of tensors was needed, got int"):
+        open_checkpoint(3)  # type: ignore[arg-type]

@@ -261,6 +261,16 @@ def test_a_dense_file_loads_too(tmp_path: Path) -> None:
     assert load_sparse(tmp_path / "x.safetensors")["w"].tolist() == [1, 1, 1]
 
 
+def test_unpacking_what_is_not_packed_is_a_copy_and_says_so(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "x.safetensors", {"w": torch.ones(3)})
+    written = unpack(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+    assert load_sparse(tmp_path / "y.safetensors")["w"].tolist() == [1, 1, 1]
+    (note,) = written.notes
+    assert "was packed; " in note and note.endswith("y.safetensors is a copy")
+    packed = write(tmp_path / "p.safetensors", {"w": iid(5000, 0.9)})
+    assert unpack(packed, tmp_path / "z.safetensors").notes == ()
+
+
 def test_the_reader_of_the_specification_reads(tmp_path: Path) -> None:
     code = re.search(r"```python\n(.*?)```", SPECIFICATION.read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None

@@ -120,6 +120,8 @@ def test_a_pickle_that_wants_to_run_code_is_refused(
 def test_what_holds_no_tensors_says_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no dict of tensors in it, found a dict with keys epoch, args"):
         open_checkpoint(saved(tmp_path / "x.pt", {"epoch": 1, "args": [2]}))
+    with pytest.raises(CheckpointError, match="no dict of tensors in it, found an empty dict; where"):
+        open_checkpoint(saved(tmp_path / "x.pt", {}))
     with pytest.raises(CheckpointError, match="no dict of tensors in it, found list"):
         open_checkpoint(saved(tmp_path / "x.pt", [torch.ones(1)]))
 
@@ -185,10 +187,43 @@ def test_a_truncated_file_is_named(tmp_path: Path, legacy: bool) -> None:
         open_checkpoint(path)
 
 
-def test_a_pickle_of_something_else_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=2))
-    with pytest.raises(CheckpointError, match=r"corrupt, or not a file of torch.save"):
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("value", [{"a": 1}, {"a": Attack()}, 7])
+def test_a_plain_pickle_is_refused_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: object, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(value, protocol=protocol))
+    with pytest.raises(
+        CheckpointError, match=r"x\.pkl: refused: a plain pickle, .* never runs code .*save_file"
+    ):
         open_checkpoint(tmp_path / "x.pkl")
+    assert not (tmp_path / "espalier_was_attacked").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("value", "note"),
+    [
+        ({"ema": {"w": 2.0}, "net": {"w": 1.0}}, "read 'net' of x.pt; left out: 'ema'"),
+        ({"net": {"w": 1.0}, "ema": {"w": 2.0}}, "read 'net' of x.pt; left out: 'ema'"),
+        ({"a": {"b": {"w": 1.0}}, "c": {"w": 2.0}}, "read 'a.b' of x.pt; left out: 'c'"),
+        (
+            {"generator": {"w": 1.0}, "critic": {"w": 2.0}, "ema": {"w": 3.0}},
+            "read 'generator' of x.pt; left out: 'ema', 'critic'",
+        ),
+        ({"net": {"w": 1.0}, "loss": 3.0, "optimizer": {"state": {0: {"m": 3.0}}}}, None),
+    ],
+)
+def test_a_second_state_dict_is_named(
+    tmp_path: Path, value: dict[str, Any], note: str | None, legacy: bool
+) -> None:
+    def filled(item: Any) -> Any:
+        return {k: filled(v) for k, v in item.items()} if isinstance(item, dict) else torch.tensor([item])
+
+    checkpoint = open_checkpoint(saved(tmp_path / "x.pt", filled(value), legacy))
+    assert checkpoint["w"].item() == 1
+    assert checkpoint.notes == (() if note is None else (note,))
 
 
 def test_a_storage_that_claims_more_than_the_file_is_refused(tmp_path: Path) -> None:

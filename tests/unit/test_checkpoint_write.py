@@ -108,6 +108,8 @@ def test_what_cannot_be_stored_is_named(tmp_path: Path) -> None:
         save_checkpoint(path, {"x": torch.ones(2, dtype=torch.complex128)})
     with pytest.raises(CheckpointError, match="'__metadata__' has a name that the format reserves"):
         save_checkpoint(path, {"__metadata__": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="mapping of tensors was needed, but 'x' is int"):
+        save_checkpoint(path, {"x": 3})  # type: ignore[dict-item]
     source = open_checkpoint({"x": torch.ones(2)})
     with pytest.raises(
         CheckpointError, match=r"'x' must keep shape \[2\] and torch.float32, it became \[1\]"
@@ -458,6 +460,18 @@ def test_a_missing_shard_names_shard_and_index(sharded: Path) -> None:
         CheckpointError, match=rf"{shard.name}: this shard is missing, but the index .* names it"
     ):
         open_checkpoint(sharded)
+
+
+def test_a_single_shard_hints_at_the_others(sharded: Path) -> None:
+    shard = next(sharded.glob("*-00002-of-00002.*"))
+    index = next(sharded.glob("*.index.json"))
+    note = f"{shard.name} is shard 2 of 2; give {index.name}, or its folder, for the whole network"
+    assert open_checkpoint(shard).notes == (note,)
+    assert open_checkpoint(sharded).notes == () == open_checkpoint(index).notes
+    index.unlink()
+    assert "give the index of the shards for the whole" in open_checkpoint(shard).notes[0]
+    only = shard.rename(sharded / shard.name.replace("-00002-of-00002", "-00001-of-00001"))
+    assert open_checkpoint(only).notes == ()
 
 
 def edit(folder: Path, **weights: str) -> None:

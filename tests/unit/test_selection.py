@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from espalier._errors import EspalierError
-from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
+from espalier.checkpoint import AbstractCheckpoint, open_checkpoint, save_checkpoint
 from espalier.selection import select
 
 
@@ -77,6 +77,37 @@ def test_a_pattern_that_matches_nothing_lists_near_names(net, option):
         select(net, **patterns)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("layr1*", r"Did you mean 'layer1', as in layer1\.0\.weight, layer1\.1\.weight, layer1\.steps\?"),
+        (
+            "layer1.*.wieght",
+            r"Did you mean 'weight', as in layer1\.0\.weight, layer1\.1\.weight\?",
+        ),
+        (
+            "layer1",
+            r"A .* the whole name: '\*layer1\*' matches layer1\.0\.weight, layer1\.1\.weight, layer1\.steps\.",
+        ),
+        ("zzz", r"Names are layer1\.0\.weight, layer1\.1\.weight, head and 1 more\."),
+        ("", r"Names are layer1\.0\.weight"),
+        ("[", r"Names are layer1\.0\.weight"),
+    ],
+)
+def test_globs_that_match_nothing_list_near_names(tmp_path, pattern, hint):
+    named = {
+        "layer1.steps": torch.tensor(1),
+        "layer1.0.weight": torch.ones(2, 2),
+        "layer1.1.weight": torch.ones(2, 2),
+        "head": torch.ones(2, 2),
+    }
+    with pytest.raises(EspalierError, match=rf"matches no tensor\. {hint}"):
+        select(open_checkpoint(named), include=[pattern])
+    save_checkpoint(tmp_path / "x.safetensors", named)
+    with pytest.raises(EspalierError, match=r"matches no tensor of .*x\.safetensors\. "):
+        select(open_checkpoint(tmp_path / "x.safetensors"), include=[pattern])
+
+
 def test_a_pattern_outside_the_scope_says_so(net):
     with pytest.raises(EspalierError, match=r"matches norm\.bias, norm\.weight, outside scope 'weights'"):
         select(net, include=["norm.*[st]"])
@@ -90,9 +121,9 @@ def test_patterns_given_as_one_string_are_refused(net):
 def test_unknown_scope_and_empty_results_are_errors(net):
     with pytest.raises(EspalierError, match="scope 'wieghts' is unknown; use one of weights, paper, all"):
         select(net, "wieghts")  # type: ignore[arg-type]
-    with pytest.raises(EspalierError, match="the patterns leave none of the 6 tensors"):
+    with pytest.raises(EspalierError, match="the patterns leave nothing of the 6 tensors of scope"):
         select(net, exclude=["*"])
     with pytest.raises(EspalierError, match="scope 'weights' selects nothing; scope 'all' would select a"):
         select(open_checkpoint({"a.bias": torch.ones(3)}))
-    with pytest.raises(EspalierError, match="none of the 1 tensors holds floating-point weights"):
+    with pytest.raises(EspalierError, match=r"no floating-point weights among 1 tensor$"):
         select(open_checkpoint({"a.weight": torch.ones(3, 3, dtype=torch.int8)}))

@@ -1,8 +1,9 @@
 """Read folders: shards named by an index, and Hugging Face model folders."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,39 @@ class Table:
         aliases: dropped name -> the name that stands for it.
         metadata: strings stored in the files.
         layout: which file holds what.
+        notes: sentences worth reading about what was read and what was left.
     """
 
     stored: dict[str, AbstractStored]
     aliases: dict[str, str]
     metadata: dict[str, str]
     layout: Layout
+    notes: tuple[str, ...] = ()
 
 
 def read_path(path: Path) -> Table:
     """Read a file, an index or a folder."""
     if path.is_dir():
         chosen = choose(path)
-        return read_index(chosen) if chosen.name.endswith(".json") else read_one(chosen, path)
+        return (
+            read_index(chosen)
+            if chosen.name.endswith(".json")
+            else _with_hint(read_one(chosen, path), chosen)
+        )
     if path.name.endswith(".json"):
         return read_index(path)
-    return read_one(path, None)
+    return _with_hint(read_one(path, None), path)
+
+
+def _with_hint(table: Table, path: Path) -> Table:
+    """Say so when a file that is read as a whole network is named like one shard of several."""
+    shard = re.search(r"-(\d{5})-of-(\d{5})\.", path.name)
+    if shard is None or int(shard[2]) < 2:
+        return table
+    index = next(iter(sorted(path.parent.glob("*.index.json"))), None)
+    whole = f"give {index.name}, or its folder," if index else "give the index of the shards"
+    note = f"{path.name} is shard {int(shard[1])} of {int(shard[2])}; {whole} for the whole network"
+    return replace(table, notes=(*table.notes, note))
 
 
 def choose(folder: Path) -> Path:
@@ -83,10 +101,11 @@ def read_one(path: Path, folder: Path | None) -> Table:
             stored = sparse_table(path, header.tensors, metadata.pop(SPARSE_KEY))
         aliases = _recorded_aliases(stored, metadata)
         metadata = {key: text for key, text in metadata.items() if key not in aliases}
+        notes: tuple[str, ...] = ()
     else:
         table = read_torch(path)
-        stored, aliases, metadata = table.stored, table.aliases, {}
-    return Table(stored, aliases, metadata, Layout(folder, {path.name: tuple(stored)}))
+        stored, aliases, metadata, notes = table.stored, table.aliases, {}, table.notes
+    return Table(stored, aliases, metadata, Layout(folder, {path.name: tuple(stored)}), notes)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -131,6 +150,7 @@ def read_index(path: Path) -> Table:
     aliases: dict[str, str] = {}
     metadata: dict[str, str] = {}
     files: dict[str, tuple[str, ...]] = {}
+    notes: tuple[str, ...] = ()
     for shard in sorted(set(weight_map.values())):
         if not (path.parent / shard).is_file():
             raise CheckpointError(
@@ -142,7 +162,8 @@ def read_index(path: Path) -> Table:
         stored |= table.stored
         aliases |= table.aliases
         metadata |= table.metadata
-    return Table(stored, aliases, metadata, Layout(path.parent, files, path.name))
+        notes += table.notes
+    return Table(stored, aliases, metadata, Layout(path.parent, files, path.name), notes)
 
 
 def _check_shard(

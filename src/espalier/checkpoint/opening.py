@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from espalier._errors import CheckpointError
 from espalier.checkpoint._base import AbstractCheckpoint, Layout
 from espalier.checkpoint.folder import read_path
 from espalier.checkpoint.memory import mapping_checkpoint, module_checkpoint
@@ -23,7 +24,8 @@ def open_checkpoint(source: str | Path | nn.Module | Mapping[str, Tensor]) -> Ab
     Returns:
         A mapping that reads one tensor at a time. Of files: prefixes of wrappers (`module.`, `_orig_mod.`)
         are stripped when every name has them, and `X_orig`, `X_mask` of `torch.nn.utils.prune` are read as
-        their product `X`. Values that are not tensors (epoch, optimizer) are left out.
+        their product `X`. Values that are not tensors (epoch, optimizer) are left out; `notes` says when
+        other weights were.
 
     Raises:
         CheckpointError: the file is missing, corrupt or unsafe, or an item is not a tensor.
@@ -34,6 +36,10 @@ def open_checkpoint(source: str | Path | nn.Module | Mapping[str, Tensor]) -> Ab
         return module_checkpoint(source)
     if isinstance(source, Mapping):
         return mapping_checkpoint(source)
+    if not isinstance(source, str | Path):
+        raise CheckpointError(
+            f"a path, a module or a mapping of tensors was needed, got {type(source).__name__}"
+        )
     path = Path(source)
     table = read_path(path)
     stored, aliases, renamed = network_names(table.stored, table.aliases)
@@ -42,4 +48,6 @@ def open_checkpoint(source: str | Path | nn.Module | Mapping[str, Tensor]) -> Ab
         for file, names in table.layout.files.items()
     }
     layout = Layout(table.layout.folder, files, table.layout.index)
-    return StoredCheckpoint(stored, path=path, aliases=aliases, metadata=table.metadata, layout=layout)
+    return StoredCheckpoint(
+        stored, path=path, aliases=aliases, metadata=table.metadata, layout=layout, notes=table.notes
+    )

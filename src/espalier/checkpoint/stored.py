@@ -148,6 +148,7 @@ class StoredCheckpoint(AbstractCheckpoint):
         metadata: strings stored beside the tensors.
         kinds: kind of each tensor; guessed from the names where absent.
         layout: how the tensors lie in files.
+        notes: sentences worth reading about what was read and what was left.
     """
 
     def __init__(
@@ -159,12 +160,14 @@ class StoredCheckpoint(AbstractCheckpoint):
         metadata: Mapping[str, str] | None = None,
         kinds: Mapping[str, Kind] | None = None,
         layout: Layout | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self._stored = dict(stored)
         self.path = path
         self.aliases = dict(aliases or {})
         self.metadata = dict(metadata or {})
         self.layout = layout
+        self.notes = notes
         if kinds is None:
             shapes = {name: at.shape for name, at in stored.items()}
             kinds = guess_kinds(shapes, {name: at.dtype for name, at in stored.items()})

@@ -1,5 +1,6 @@
 """Read files of `torch.save`, weights only: lazily from the zip format, whole from the older one."""
 
+import itertools
 import pickletools
 import re
 import struct
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from espalier._errors import CheckpointError, listing
+from espalier.checkpoint._base import REAL_DTYPES
 from espalier.checkpoint.memory import drop_aliases
 from espalier.checkpoint.stored import AbstractStored, Raw, Resident, open_file
 
@@ -70,17 +72,20 @@ class TorchTable:
     Args:
         stored: name -> where the tensor lies.
         aliases: dropped name -> the name that stands for it.
+        notes: which dict of tensors was read where there are several.
     """
 
     stored: dict[str, AbstractStored]
     aliases: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def read_torch(path: Path) -> TorchTable:
     """Find the tensors of a file of `torch.save` without running anything in it.
 
-    The first dict of tensors counts: under one of `NESTS`, else at the top, else under any other key in file
-    order. Whatever else the file holds (epoch, optimizer) is left out.
+    The first dict of tensors counts: under the first of `NESTS` that is there, else at the top, else under
+    any other key in file order. Whatever else the file holds (epoch, optimizer) is left out; a second dict of
+    weights (the average beside the network) is named in a note.
 
     Raises:
         CheckpointError: the file is corrupt, wants to run code, or holds no dict of tensors.
@@ -95,16 +100,16 @@ def read_torch(path: Path) -> TorchTable:
 def _read_zip(path: Path) -> TorchTable:
     records = _guarded(path, lambda: _check_zip(path))
     try:
-        tensors = _state(path, _load(path, map_location="meta"))
+        tensors, notes = _state(path, _load(path, map_location="meta"))
         unique, aliases = drop_aliases(tensors.items())
-        return TorchTable({name: _lazy(path, name, t, records) for name, t in unique.items()}, aliases)
+        return TorchTable({name: _lazy(path, name, t, records) for name, t in unique.items()}, aliases, notes)
     except _NotLazyError:
-        return _eager(path, _state(path, _load(path, map_location="cpu", mmap=True)))
+        return _eager(path, *_state(path, _load(path, map_location="cpu", mmap=True)))
 
 
 def _read_legacy(path: Path) -> TorchTable:
     _guarded(path, lambda: _check_legacy(path))
-    return _eager(path, _state(path, _load(path, map_location="cpu")))
+    return _eager(path, *_state(path, _load(path, map_location="cpu")))
 
 
 class _NotLazyError(Exception):
@@ -180,8 +185,20 @@ def _check_legacy(path: Path) -> None:
     # Magic number, protocol, system, object, storage keys: five pickles, then the raw storages.
     size = path.stat().st_size
     with open(path, "rb") as file:
+        if not _is_magic(file):
+            raise CheckpointError(
+                f"{path}: refused: a plain pickle, not a file of torch.save, "
+                f"and Espalier never runs code from a file; {CONVERT}"
+            )
+        file.seek(0)
         for _ in range(5):
             _check_pickle(path, file, size)
+
+
+def _is_magic(file: IO[bytes]) -> bool:
+    """Whether the first pickle begins with the number that torch.save writes; nothing is unpickled."""
+    opcodes = itertools.islice(pickletools.genops(file), 2)
+    return any(value == torch.serialization.MAGIC_NUMBER for _, value, _ in opcodes)
 
 
 def _check_pickle(path: Path, file: IO[bytes], largest: int | None = None) -> None:
@@ -199,33 +216,37 @@ def _check_pickle(path: Path, file: IO[bytes], largest: int | None = None) -> No
             )
 
 
-def _state(path: Path, loaded: Any) -> dict[str, Tensor]:
-    found = _find_state(loaded, depth=3)
-    if found is None:
-        what = (
-            f"a dict with keys {listing(map(str, loaded))}"
-            if isinstance(loaded, Mapping)
-            else type(loaded).__name__
-        )
-        raise CheckpointError(f"{path}: no dict of tensors in it, found {what}; {CONVERT}")
-    return found
+def _state(path: Path, loaded: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors that count, and a note on the others."""
+    found = list(_states(loaded, depth=3))
+    if not found:
+        raise CheckpointError(f"{path}: no dict of tensors in it, found {_described(loaded)}; {CONVERT}")
+    (key, tensors), *others = found
+    left = [
+        repr(other) for other, held in others if other and any(t.dtype in REAL_DTYPES for t in held.values())
+    ]
+    return tensors, (f"read {key!r} of {path.name}; left out: {listing(left)}",) if left else ()
 
 
-def _find_state(value: Any, depth: int) -> dict[str, Tensor] | None:
+def _described(loaded: Any) -> str:
+    if not isinstance(loaded, Mapping):
+        return type(loaded).__name__
+    return f"a dict with keys {listing(map(str, loaded))}" if loaded else "an empty dict"
+
+
+def _states(value: Any, depth: int, at: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The dicts of tensors in a nest of dicts, with the keys that lead there ("" at the top), best first."""
     if not isinstance(value, Mapping) or not depth:
-        return None
-    named = [value[key] for key in NESTS if key in value]
-    others = [inner for key, inner in value.items() if key not in NESTS and not str(key).startswith("optim")]
-    for inner in named:
-        if (found := _find_state(inner, depth - 1)) is not None:
-            return found
+        return
+    inside = [key for key in NESTS if key in value]
+    others = [key for key in value if key not in NESTS and not str(key).startswith("optim")]
+    for key in inside:
+        yield from _states(value[key], depth - 1, f"{at}{key}.")
     tensors = {key: t for key, t in value.items() if isinstance(key, str) and isinstance(t, Tensor)}
     if tensors:
-        return tensors
-    for inner in others:
-        if (found := _find_state(inner, depth - 1)) is not None:
-            return found
-    return None
+        yield at.removesuffix("."), tensors
+    for key in others:
+        yield from _states(value[key], depth - 1, f"{at}{key}.")
 
 
 def _lazy(path: Path, name: str, tensor: Tensor, records: Mapping[int, int]) -> AbstractStored:
@@ -250,7 +271,7 @@ def _lazy(path: Path, name: str, tensor: Tensor, records: Mapping[int, int]) -> 
     return Strided(path, name, offset, shape, stride, dtype)
 
 
-def _eager(path: Path, tensors: Mapping[str, Tensor]) -> TorchTable:
+def _eager(path: Path, tensors: Mapping[str, Tensor], notes: tuple[str, ...]) -> TorchTable:
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.device.type == "meta":
             raise CheckpointError(
@@ -259,7 +280,7 @@ def _eager(path: Path, tensors: Mapping[str, Tensor]) -> TorchTable:
             )
         _check_expanded(path, name, tensor)
     unique, aliases = drop_aliases(tensors.items())
-    return TorchTable({name: Resident(tensor.detach()) for name, tensor in unique.items()}, aliases)
+    return TorchTable({name: Resident(tensor.detach()) for name, tensor in unique.items()}, aliases, notes)
 
 
 def _check_expanded(path: Path, name: str, tensor: Tensor) -> None:

@@ -71,8 +71,10 @@ def save_checkpoint(path: str | Path, tensors: Tensors, metadata: Mapping[str, s
         infos, aliases = tensors.infos, tensors.aliases
     else:
         if isinstance(tensors, dict):
+            for name, tensor in tensors.items():
+                _check_tensor(name, tensor)
             tensors, aliases = drop_aliases(tensors.items())
-        infos = {name: _info(tensor) for name, tensor in tensors.items()}
+        infos = {name: _info(name, tensor) for name, tensor in tensors.items()}
     check_storable(Path(path), infos)
     with atomic(path) as temporary:
         write_file(temporary, infos, tensors.__getitem__, {**(metadata or {}), **aliases}, sparse=False)
@@ -265,7 +267,13 @@ def _changed(source: AbstractCheckpoint, change: Change) -> Callable[[str], Tens
     return load
 
 
-def _info(tensor: Tensor) -> TensorInfo:
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f"a mapping of tensors was needed, but {name!r} is {type(value).__name__}")
+
+
+def _info(name: str, tensor: Tensor) -> TensorInfo:
+    _check_tensor(name, tensor)
     return TensorInfo(tuple(tensor.shape), tensor.dtype)
 
 
