@@ -27,14 +27,14 @@ def near_glob(pattern: str, known: Sequence[str], count: int = 3) -> str:
     """Words that suggest names for a glob on dotted names that matches none; never "" if a name is known.
 
     Tried in turn: the names that hold the pattern, for whoever forgot the stars; names close to it as a
-    whole; names with a component close to one of the pattern; the first names there are.
+    whole, if it has no stars; names with a component close to one of the pattern; the first names there are.
     """
     holding = [name for name in known if pattern and pattern in name]
     if holding:
         return f" A pattern must match the whole name: '*{pattern}*' matches {listing(holding, count)}."
     if not (pieces := [piece for piece in re.split(r"[^\w-]+", pattern) if piece]) or not known:
         return _some(known, count)
-    if len(pieces) == len(pattern.split(".")) and (close := near(pattern, known, count)):
+    if not any(star in pattern for star in "*?[") and (close := near(pattern, known, count)):
         return close
     components = dict.fromkeys(part for name in known for part in name.split("."))
     for piece in sorted(pieces, key=lambda piece: (piece in components, -len(piece))):
