@@ -11,8 +11,9 @@ CLI_HEAD = """# Command line
 
 <!-- Written by docs/generate.py; `make reference` writes it anew. -->
 
-Every command prints tables for people and, with `--json`, one object for programs. A mistake of the user is one line on
-standard error and exit status 2; an interrupt is 130; anything else is a bug and keeps its traceback.
+Every command prints tables for people and, with `--json`, one object for programs. What cannot be done is said in one
+line on standard error, with exit status 2; options that do not exist get that status and the usage. An interrupt is
+130. Anything else is a bug and keeps its traceback.
 """
 
 THEMES: dict[str, tuple[str, ...]] = {

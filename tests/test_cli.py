@@ -174,6 +174,22 @@ def test_random_is_a_control_with_the_same_count_and_less_cosine(run: Run, dense
     assert random["cosine"] < best["cosine"]
 
 
+def test_an_amount_that_another_allocation_does_not_keep_is_said(run: Run, dense: Path) -> None:
+    out = run(
+        "prune", "dense.safetensors", "--amount", "cosine=0.9", "--random", "-o", "r.safetensors", "--json"
+    )[1]
+    record = json.loads(out)
+    assert record["cosine"] < 0.85
+    assert "chosen for global magnitude pruning" in record["notes"][-1]
+    assert record["how"].startswith("cosine") and "Random" in record["how"]
+
+
+def test_one_weight_can_be_inspected_as_html(run: Run, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "one.safetensors", {"one.weight": torch.ones(1, 1)})
+    assert run("inspect", "one.safetensors", "--html", "one.html")[0] == 0
+    assert (tmp_path / "one.html").read_text().count("<svg") == 2
+
+
 def test_nm_pattern(run: Run, dense: Path, tmp_path: Path) -> None:
     assert (
         run("prune", "dense.safetensors", "--nm", "2:4", "-o", "nm.safetensors", "--html", "nm.html")[0] == 0
@@ -206,6 +222,32 @@ def test_the_tensor_that_is_cut_is_named(run: Run, tmp_path: Path) -> None:
         (("inspect", "dense.safetensors", "--amount", "utopa"), "Did you mean 'utopia'?"),
         (("inspect", "dense.safetensors", "--amount", "1x"), "must be a number such as 0.9 or 90%"),
         (("inspect", "dense.safetensors", "--floor", "2"), "floor"),
+        (("inspect", "dense.safetensors", "--amount", "effective=abc"), "must be a number"),
+        (("inspect", "dense.safetensors", "--amount", "knee=7"), "knee takes no value"),
+        (("inspect", "dense.safetensors", "--html", "no/where.html"), "the folder no does not exist"),
+        (("inspect", "dense.safetensors", "--html", "dense.safetensors"), "give the report a name of its own"),
+        (
+            ("prune", "dense.safetensors", "-o", "x.safetensors", "--html", "x.safetensors"),
+            "give the report a name of its own",
+        ),
+        (("prune", "dense.safetensors", "--nm", "2:4", "--floor", "0.1", "-o", "x.safetensors"), "--nm fixes"),
+        (("prune", "dense.safetensors", "-o", "no/x.safetensors"), "no"),
+        (("prune", "dense.safetensors", "-o", "dense.safetensors"), "dense.safetensors"),
+        (
+            ("finetune", "dense.safetensors", "--model", "digits_cnn", "--data", "digits", "-o", "x", "--floor", "0.1"),
+            "say how FILE is pruned",
+        ),
+        (
+            ("finetune", "dense.safetensors", "--model", "digits_cnn", "--data", "digits", "-o", "x", "--parent", "p",
+             "--amount", "0.5"),
+            "is its own parent",
+        ),
+        (
+            ("finetune", "dense.safetensors", "--model", "digits_cnn", "--data", "digits", "-o", "x",
+             "--search-epochs", "1"),
+            "belongs to a search",
+        ),
+        (("demo", "-o", "dense.safetensors"), "is a file; the demonstration writes a folder"),
         (("prune", "dense.safetensors", "--amount", "1.5", "-o", "x.safetensors"), "1.5"),
         (("prune", "dense.safetensors", "--amount", "90", "-o", "x.safetensors"), "90"),
         (("prune", "dense.safetensors", "--allocate", "lam", "-o", "x.safetensors"), "Did you mean 'lamp'?"),

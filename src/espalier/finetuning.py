@@ -1,17 +1,18 @@
 """Parent, pruned, re-estimated, fine-tuned: one network through its stages, each measured the same way."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from espalier._forward import collect_logits
 from espalier.budget import Budget, largest_agreeing_sparsity, largest_sparsity
-from espalier.data import Dataset
-from espalier.evaluation import Evaluation, PairedDifference, evaluate, paired_difference
-from espalier.likeness import Similarity, similarity
+from espalier.data import AbstractSplit, Dataset
+from espalier.evaluation import Evaluation, PairedDifference, paired_difference, score
+from espalier.likeness import Similarity, compare_logits
 from espalier.masks import Masks
 from espalier.recalibration import Recalibration, recalibrate
 from espalier.train import History, Training, fit
@@ -98,6 +99,7 @@ def finetune(
     recalibration: bool = False,
     budget: Budget | None = None,
     folder: Path | None = None,
+    finish: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> Finetuned:
     """Fine-tune a network at fixed masks, in place, and measure it at each stage.
@@ -115,21 +117,22 @@ def finetune(
         recalibration: re-estimate batch norm from training inputs after pruning, where that helps.
         budget: the search that chose the masks, for the record.
         folder: where the run can be resumed from.
+        finish: called after training, before the last measurement: what makes the network the one that is written,
+            such as rounding to the dtype of the file.
         progress: called after every step.
 
     Raises:
         EspalierError: see `fit` and `recalibrate`.
     """
     masks.apply_(model)
-    stages = [
-        *([stage("parent", parent, data, parent)] if parent else []),
-        stage("pruned", model, data, parent),
-    ]
+    dense = None if parent is None else collect_logits(parent, data.test)
+    stages = [] if dense is None else [_stage("parent", dense, data.test.labels, None)]
+    stages.append(_measured("pruned", model, data, dense))
     redone = None
     if recalibration and parent is not None:
         redone = recalibrate(model, data.train, parent=parent, held_out=data.validation)
         if redone.kept:
-            stages.append(stage("re-estimated", model, data, parent))
+            stages.append(_measured("re-estimated", model, data, dense))
     history = fit(
         model,
         data,
@@ -140,23 +143,43 @@ def finetune(
         folder=folder,
         progress=progress,
     )
+    if finish is not None:
+        finish()
     masks.verify(model)
     if training.epochs:
-        stages.append(stage("fine-tuned", model, data, parent))
+        stages.append(_measured("fine-tuned", model, data, dense))
     weights = dict(model.named_parameters())
     zeros = sum(int((weights[name] == 0).sum()) for name in masks)
     return Finetuned(zeros / masks.entries, zeros, masks.entries, tuple(stages), history, redone, budget)
 
 
-def stage(name: str, model: nn.Module, data: Dataset, parent: nn.Module | None) -> Stage:
-    """Measure a network on the test split, beside its parent if there is one."""
-    found = evaluate(model, data.test)
-    if parent is None or parent is model:
+def stages_of(networks: Mapping[str, nn.Module], split: AbstractSplit) -> list[Stage]:
+    """Measure networks on a split, each read once; the first is the parent of the others.
+
+    Args:
+        networks: name -> network; one alone has no parent.
+        split: labelled.
+    """
+    stages: list[Stage] = []
+    dense: Tensor | None = None
+    for name, network in networks.items():
+        logits = collect_logits(network, split)
+        stages.append(_stage(name, logits, split.labels, dense))
+        dense = logits if dense is None else dense
+    return stages
+
+
+def _measured(name: str, model: nn.Module, data: Dataset, dense: Tensor | None) -> Stage:
+    return _stage(name, collect_logits(model, data.test), data.test.labels, dense)
+
+
+def _stage(name: str, logits: Tensor, labels: Tensor, dense: Tensor | None) -> Stage:
+    """A stage from the logits of the network and of its parent."""
+    found = score(logits, labels)
+    if dense is None:
         return Stage(name, found, None, None)
-    dense = evaluate(parent, data.test)
-    return Stage(
-        name, found, paired_difference(dense.correct, found.correct), similarity(model, parent, data.test)
-    )
+    drop = paired_difference(score(dense, labels).correct, found.correct)
+    return Stage(name, found, drop, compare_logits(logits, dense))
 
 
 def search(
@@ -167,6 +190,7 @@ def search(
     drop: float | None = None,
     agreement: float | None = None,
     training: Training | None = None,
+    teach: bool = False,
     recalibration: bool = False,
     resolution: float = 0.01,
     progress: Callable[[str], None] | None = None,
@@ -180,6 +204,7 @@ def search(
         drop: tolerated drop of accuracy, as a fraction; needs labels.
         agreement: or, without labels, the smallest agreement with the parent.
         training: fine-tune at each step of the search; None measures the pruned network as it is.
+        teach: fine-tune towards the parent's outputs as well, or alone if `training.labels` is False.
         recalibration: re-estimate batch norm at each step, where that helps.
         resolution: width of the last bracket.
         progress: called after each step with a word on it.
@@ -194,8 +219,7 @@ def search(
         if recalibration:
             recalibrate(model, data.train, parent=parent, held_out=data.validation)
         if training is not None and training.epochs:
-            teacher = None if training.labels else copy.deepcopy(parent)
-            fit(model, data, training, masks=masks, teacher=teacher)
+            fit(model, data, training, masks=masks, teacher=copy.deepcopy(parent) if teach else None)
         return model
 
     def tell(point: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 import espalier
 from espalier._types import LazyTensors
 from espalier.allocate import AbstractAllocation, Global
+from espalier.amount import Amount
 from espalier.checkpoint import AbstractCheckpoint, rewrite
 from espalier.masks import Masks, indivisible
 from espalier.pruning import prune_checkpoint
@@ -45,6 +46,8 @@ class PrunedFile:
 
     Args:
         path: the file or folder.
+        source: what was pruned; None for what lived in memory.
+        how: amount rule, score and allocation.
         asked: sparsity asked for, zeros / selected entries; None for an N:M pattern.
         zeros: zeros among the selected entries.
         entries: selected entries.
@@ -57,6 +60,8 @@ class PrunedFile:
     """
 
     path: str
+    source: str | None
+    how: str
     asked: float | None
     zeros: int
     entries: int
@@ -87,6 +92,7 @@ def prune_file(
     allocation: AbstractAllocation | None = None,
     nm: tuple[int, int] | None = None,
     sparse: bool = False,
+    amount: Amount | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> PrunedFile:
     """Write a pruned copy of a checkpoint.
@@ -103,6 +109,7 @@ def prune_file(
         allocation: default `Global()`.
         nm: (n, m): keep n of each m consecutive entries along the input axis instead.
         sparse: write the sparse format of `docs/sparse-format.md`.
+        amount: the answer of the rule that chose the sparsity, for the record.
         progress: called with the name of each tensor when it is written.
 
     Raises:
@@ -130,6 +137,7 @@ def prune_file(
     achieved = {
         "version": espalier.__version__,
         "asked": f"{nm[0]}:{nm[1]}" if nm else sparsity,
+        "rule": None if amount is None else amount.rule,
         "score": repr(score or Magnitude()),
         "allocation": f"{nm[0]}:{nm[1]}" if nm else repr(allocation or Global()),
         "scope": selection.scope,
@@ -140,28 +148,24 @@ def prune_file(
     tensors = tuple(records[name] for name in selection.names)
     zeros = sum(t.entries - t.kept for t in tensors)
     before, after = (math.fsum(pair[i] for pair in energies.values()) for i in (0, 1))
+    cosine = math.sqrt(after / before) if before > 0 else 1.0
     return PrunedFile(
         path=str(out),
+        source=None if checkpoint.path is None else str(checkpoint.path),
+        how=", ".join(str(achieved[key]) for key in ("rule", "score", "allocation") if achieved[key]),
         asked=None if nm else sparsity,
         zeros=zeros,
         entries=selection.entries,
         parameters=selection.parameters,
-        cosine=math.sqrt(after / before) if before > 0 else 1.0,
-        bytes_before=size_on_disk(checkpoint.path),
+        cosine=cosine,
+        bytes_before=checkpoint.bytes_on_disk,
         bytes_after=written.bytes,
         tensors=tensors,
-        notes=(*notes, *_remarks(tensors, zeros, selection.entries, None if nm else sparsity)),
-    )
-
-
-def size_on_disk(path: Path | None) -> int:
-    """Bytes of a file, or of all files of a folder; 0 for None."""
-    if path is None:
-        return 0
-    return (
-        path.stat().st_size
-        if path.is_file()
-        else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        notes=(
+            *notes,
+            *_remarks(tensors, zeros, selection.entries, None if nm else sparsity),
+            *_promise(amount, cosine),
+        ),
     )
 
 
@@ -197,3 +201,13 @@ def _remarks(tensors: tuple[PrunedTensor, ...], zeros: int, entries: int, asked:
     if faint:
         notes.append(f"nearly wiped out: {', '.join(faint)}")
     return notes
+
+
+def _promise(amount: Amount | None, cosine: float) -> list[str]:
+    """Amount rules read global magnitude pruning; another score or allocation keeps less."""
+    if amount is None or abs(amount.cosine - cosine) < 5e-4:
+        return []
+    return [
+        f"the amount ({amount.rule}) was chosen for global magnitude pruning, which keeps a cosine of "
+        f"{amount.cosine:.4f}; as asked here {cosine:.4f} is kept"
+    ]

@@ -47,7 +47,3 @@ def main() -> None:
         if stop.code == 130:
             print("espalier: interrupted; what was written is complete", file=sys.stderr)
         raise
-    except BrokenPipeError:
-        # The reader of our output (head, less) went away: not an error, but keep the interpreter from complaining.
-        sys.stderr.close()
-        raise SystemExit(141) from None

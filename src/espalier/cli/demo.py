@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from espalier._errors import EspalierError
 from espalier.cli import options
 
 
@@ -39,6 +40,8 @@ def command(
     from espalier.selection import select
     from espalier.train import Training, fit
 
+    if output.exists() and not output.is_dir():
+        raise EspalierError(f"{output} is a file; the demonstration writes a folder")
     output.mkdir(parents=True, exist_ok=True)
     data = names.dataset("digits", None)
     with progress_bar(not as_json) as bar:

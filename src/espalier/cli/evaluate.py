@@ -31,20 +31,17 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Evaluate a checkpoint file."""
-    from dataclasses import replace
-
     from espalier.cli.subject import Subject
-    from espalier.finetuning import stage
+    from espalier.finetuning import stages_of
     from espalier.report import finetune as report
     from espalier.report.progress import progress_bar
 
     with progress_bar(not as_json) as bar:
         bar.add_task("evaluating", total=None)
         dataset = names.dataset(data, data_root, limit=limit)
-        subject = Subject(file, parent, model, len(dataset.classes))
-        if split == "validation":
-            dataset = replace(dataset, test=dataset.validation)
-        stages = [stage(file.name, subject.model, dataset, subject.parent)]
+        subject = Subject(file, parent, model, len(dataset.classes), data=dataset)
+        networks = {file.name: subject.model}
         if subject.parent is not None and parent is not None:
-            stages.insert(0, stage(parent.name, subject.parent, dataset, None))
+            networks = {f"{parent.name} (parent)": subject.parent, **networks}
+        stages = stages_of(networks, dataset.test if split == "test" else dataset.validation)
     print(report.stages_json(stages) if as_json else report.stages_text(stages))

@@ -104,6 +104,7 @@ def command(
     html: options.Html = None,
 ) -> None:
     """Fine-tune a checkpoint file."""
+    from espalier.checkpoint import check_output, open_checkpoint
     from espalier.cli.subject import Subject
     from espalier.finetuning import finetune, search
     from espalier.report import finetune as report
@@ -130,10 +131,16 @@ def command(
         temperature=temperature,
         teacher_weight=teacher_weight,
     )
-    if floor and allocate == "global" and not chosen:
+    if (floor or allocate != "global") and not chosen:
         raise EspalierError(
             "--floor and --allocate say how FILE is pruned: give --amount, --budget or --agreement"
         )
+    if chosen and parent is not None:
+        raise EspalierError("FILE is pruned here and is its own parent: leave out --parent, or the amount")
+    if search_epochs and budget is None and agreement is None:
+        raise EspalierError("--search-epochs belongs to a search: give --budget or --agreement")
+    options.check_reports(html, output, file)
+    check_output(open_checkpoint(file), output, form == "sparse")
     folder = run or output.with_name(output.name + ".run")
     with progress_bar(not as_json) as bar:
         dataset = names.dataset(data, data_root, limit=limit)
@@ -145,6 +152,7 @@ def command(
             scope,
             include or [],
             exclude or [],
+            data=dataset,
         )
         if subject.parent is None and (recalibrate or teacher == "parent"):
             raise EspalierError(
@@ -161,13 +169,14 @@ def command(
                 drop=names.fraction("the budget", budget) if budget is not None else None,
                 agreement=names.fraction("the agreement", agreement) if agreement is not None else None,
                 training=replace(training, epochs=search_epochs),
+                teach=teacher == "parent",
                 recalibration=recalibrate,
                 resolution=resolution,
                 progress=lambda word: bar.update(searching, advance=1, description=word),
             )
             if found.sparsity is None:
                 raise EspalierError(
-                    f"no sparsity is inside the budget ({found.rule}; {found.n} validation examples): even the dense "
+                    f"no sparsity is good enough ({found.rule}; {found.n} validation examples): even the dense "
                     "network is not sure to be; allow more, or give more validation data"
                 )
             masks = subject.prune(subject.model, found.sparsity, allocation)
@@ -186,6 +195,7 @@ def command(
             recalibration=recalibrate,
             budget=found,
             folder=folder,
+            finish=subject.round_,
             progress=lambda done, total, word: bar.update(
                 tuning, completed=done, total=total, description=word
             ),

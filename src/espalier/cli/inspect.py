@@ -10,14 +10,11 @@ For example:
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from espalier.cli import names, options
-
-if TYPE_CHECKING:
-    from espalier.inspection import Inspection
 
 
 def command(
@@ -60,59 +57,26 @@ def command(
     html: options.Html = None,
 ) -> None:
     """Inspect a checkpoint file."""
-    from espalier.report import inspection as report
-
-    found = gather(
-        file,
-        scope,
-        include or [],
-        exclude or [],
-        amount or [],
-        mode,
-        axis,
-        initial,
-        floor,
-        streaming,
-        not as_json,
-    )
-    if html is not None:
-        report.write_html(found, html)
-    print(report.as_json(found) if as_json else report.as_text(found))
-
-
-def gather(
-    file: Path,
-    scope: str,
-    include: list[str],
-    exclude: list[str],
-    amount: list[str],
-    mode: str,
-    axis: str,
-    initial: Path | None,
-    floor: float,
-    streaming: bool | None,
-    show: bool,
-) -> "Inspection":
-    """Read the weights once."""
     from espalier.amount import Knee, Safe, Utopia
     from espalier.checkpoint import open_checkpoint
     from espalier.inspection import inspect
+    from espalier.report import inspection as report
     from espalier.report.progress import progress_bar
     from espalier.selection import select
 
-    paper = "paper" if mode == "paper" else "exact"
     rules = {
-        "utopia": Utopia(axis, mode=paper),  # type: ignore[arg-type]
-        "safe": Safe(mode=mode, axis=axis),  # type: ignore[arg-type]
-        "knee": Knee(axis),  # type: ignore[arg-type]
-        **{word: names.amount(word, axis=axis) for word in amount},
+        "utopia": Utopia(axis, mode="paper" if mode == "paper" else "exact"),
+        "safe": Safe(mode=mode, axis=axis),
+        "knee": Knee(axis),
+        **{word: names.amount(word, axis=axis) for word in amount or []},
     }
+    options.check_reports(html, file)
     checkpoint = open_checkpoint(file)
-    selection = select(checkpoint, scope, include, exclude)  # type: ignore[arg-type]
+    selection = select(checkpoint, scope, include or [], exclude or [])  # type: ignore[arg-type]
     start = open_checkpoint(initial) if initial else None
-    with progress_bar(show) as bar:
+    with progress_bar(not as_json) as bar:
         reading = bar.add_task("reading weights", total=selection.entries * (2 if start else 1))
-        return inspect(
+        found = inspect(
             checkpoint,
             selection,
             rules=rules,
@@ -121,3 +85,6 @@ def gather(
             floor=floor,
             progress=lambda _, entries: bar.advance(reading, entries),
         )
+    if html is not None:
+        report.write_html(found, html)
+    print(report.as_json(found) if as_json else report.as_text(found))

@@ -30,7 +30,7 @@ def look_up(what: str, word: str, table: Mapping[str, T]) -> T:
 
 
 def fraction(what: str, word: str) -> float:
-    """A number such as 0.9 or 90%, as a fraction."""
+    """A number such as 0.9 or 90%, as a float."""
     try:
         return float(word[:-1]) / 100 if word.endswith("%") else float(word)
     except ValueError:
@@ -48,10 +48,13 @@ def amount(word: str, *, axis: str = "cosine") -> "AbstractAmount":
         "utopia": lambda: Utopia(axis, mode=value or "exact"),  # type: ignore[arg-type]
         "safe": lambda: Safe(mode=value or "monotone"),  # type: ignore[arg-type]
         "cosine": lambda: CosineTarget(fraction("the cosine", value or "0.99")),
-        "effective": lambda: EffectiveSize(float(value or 1.0)),
+        "effective": lambda: EffectiveSize(fraction("the factor of effective", value or "1")),
         "knee": lambda: Knee(axis),  # type: ignore[arg-type]
     }
-    return look_up("amount", name, table)()
+    rule = look_up("amount", name, table)
+    if name == "knee" and value:
+        raise EspalierError(f"knee takes no value, got {word!r}")
+    return rule()
 
 
 def allocation(word: str, floor: float) -> "AbstractAllocation":

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from espalier._errors import EspalierError
+
 Checkpoint = Annotated[
     Path,
     typer.Argument(
@@ -62,3 +64,17 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Use at most this many ex
 Seed = Annotated[
     int, typer.Option(help="Seed of everything random here: data order, augmentation, random scores.")
 ]
+
+
+def check_reports(html: Path | None, *others: Path) -> None:
+    """Refuse a report that could not be written, or would replace a result, before any work is done."""
+    if html is None:
+        return
+    if not html.absolute().parent.is_dir():
+        raise EspalierError(f"--html {html}: the folder {html.parent} does not exist; create it first")
+    if html.is_dir():
+        raise EspalierError(f"--html {html} is a folder; give the name of a file")
+    if html.resolve() in {other.resolve() for other in others}:
+        raise EspalierError(
+            f"--html {html} is another file of this command; give the report a name of its own"
+        )

@@ -9,27 +9,24 @@ For example:
   espalier prune folder/ --nm 2:4 -o folder-2of4/
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from espalier._errors import EspalierError
 from espalier.cli import names, options
-
-if TYPE_CHECKING:
-    from espalier.pruned_file import PrunedFile
 
 
 def command(
     file: options.Checkpoint,
     output: options.Output,
     amount: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="RULE",
-            help="cosine=0.99, utopia, safe, safe=paper, effective, knee, or a sparsity such as 0.9 or 90%.",
+            help="cosine=0.99 (the default), utopia, safe, safe=paper, effective, knee, or a sparsity: 0.9 or 90%.",
         ),
-    ] = "cosine=0.99",
+    ] = None,
     allocate: Annotated[
         str, typer.Option(metavar="WORD", help="Where: global, lamp, erk, uniform or uniform+.")
     ] = "global",
@@ -52,70 +49,43 @@ def command(
     html: options.Html = None,
 ) -> None:
     """Prune a checkpoint file."""
-    from espalier.report import prune as report
-
-    result = gather(
-        file,
-        output,
-        amount,
-        allocate,
-        floor,
-        random,
-        nm,
-        form,
-        scope,
-        include or [],
-        exclude or [],
-        seed,
-        not as_json,
-    )
-    if html is not None:
-        report.write_html(result, html)
-    print(report.as_json(result) if as_json else report.as_text(result))
-
-
-def gather(
-    file: Path,
-    output: Path,
-    amount: str,
-    allocate: str,
-    floor: float,
-    random: bool,
-    nm: str | None,
-    form: str,
-    scope: str,
-    include: list[str],
-    exclude: list[str],
-    seed: int,
-    show: bool,
-) -> "PrunedFile":
-    """Choose the amount, prune, write."""
-    from espalier.checkpoint import open_checkpoint
+    from espalier.checkpoint import check_output, open_checkpoint
     from espalier.profiling import profile
     from espalier.pruned_file import prune_file
+    from espalier.report import prune as report
     from espalier.report.progress import progress_bar
     from espalier.scores import Magnitude, Random
     from espalier.selection import select
 
-    rule, allocation = names.amount(amount), names.allocation(allocate, floor)
+    if nm is not None and (amount is not None or floor or allocate != "global"):
+        raise EspalierError(
+            "--nm fixes how many entries each group keeps: leave out --amount, --allocate and --floor"
+        )
+    rule, allocation = names.amount(amount or "cosine=0.99"), names.allocation(allocate, floor)
     pattern = names.nm_pattern(nm) if nm else None
     checkpoint = open_checkpoint(file)
-    selection = select(checkpoint, scope, include, exclude)  # type: ignore[arg-type]
-    with progress_bar(show) as bar:
-        reading = bar.add_task("reading weights", total=selection.entries)
-        sparsity = 0.0
+    options.check_reports(html, output)
+    check_output(checkpoint, output, form == "sparse")
+    selection = select(checkpoint, scope, include or [], exclude or [])  # type: ignore[arg-type]
+    with progress_bar(not as_json) as bar:
+        chosen = None
         if pattern is None:
+            reading = bar.add_task("reading weights", total=selection.entries)
             found = profile(checkpoint, selection, progress=lambda _, entries: bar.advance(reading, entries))
-            sparsity = rule.choose(found).sparsity
+            chosen = rule.choose(found)
         writing = bar.add_task("writing tensors", total=len(checkpoint))
-        return prune_file(
+        result = prune_file(
             checkpoint,
             selection,
-            sparsity,
+            chosen.sparsity if chosen else 0.0,
             output,
             score=Random(seed) if random else Magnitude(),
             allocation=allocation,
             nm=pattern,
             sparse=form == "sparse",
+            amount=chosen,
             progress=lambda _: bar.advance(writing),
         )
+    if html is not None:
+        report.write_html(result, html)
+    print(report.as_json(result) if as_json else report.as_text(result))

@@ -1,13 +1,12 @@
 """How the demonstration is shown: the reports of its steps, one after the other."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.report import finetune as stages
 from espalier.report import inspection as amounts
 from espalier.report.page import Page, write_page
-from espalier.report.text import percent, size
+from espalier.report.text import dump, percent, size
 
 if TYPE_CHECKING:
     from espalier.finetuning import Finetuned
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
 
 def as_json(found: "Inspection", tuned: "Finetuned", small: "PrunedFile") -> str:
     """The three records as one JSON object."""
-    return json.dumps(
-        {"inspect": found.to_dict(), "finetune": tuned.to_dict(), "prune": small.to_dict()}, indent=1
-    )
+    return dump({"inspect": found.to_dict(), "finetune": tuned.to_dict(), "prune": small.to_dict()})
 
 
 def as_text(found: "Inspection", tuned: "Finetuned", small: "PrunedFile", folder: Path) -> str:

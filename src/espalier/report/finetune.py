@@ -1,12 +1,11 @@
 """How evaluation and fine-tuning are shown."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.report.page import Card, Page, Section, Table, new_figure, svg, write_page
-from espalier.report.text import percent, size, table
+from espalier.report.text import dump, percent, size, table
 
 if TYPE_CHECKING:
     from espalier.checkpoint import Written
@@ -37,7 +36,7 @@ EPOCH_HEADS = (
 
 def stages_json(stages: Sequence["Stage"]) -> str:
     """Stages as one JSON object."""
-    return json.dumps({"stages": [stage.to_dict() for stage in stages]}, indent=1)
+    return dump({"stages": [stage.to_dict() for stage in stages]})
 
 
 def stages_text(stages: Sequence["Stage"]) -> str:
@@ -54,7 +53,7 @@ def stages_text(stages: Sequence["Stage"]) -> str:
 
 def as_json(result: "Finetuned", written: "Written") -> str:
     """The whole record as one JSON object."""
-    return json.dumps({**result.to_dict(), "path": str(written.path), "bytes": written.bytes}, indent=1)
+    return dump({**result.to_dict(), "path": str(written.path), "bytes": written.bytes})
 
 
 def as_text(result: "Finetuned", written: "Written") -> str:

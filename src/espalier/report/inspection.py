@@ -1,13 +1,12 @@
 """How an inspection is shown: terminal, JSON, HTML."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.report.page import Card, Page, Section, Table, write_page
 from espalier.report.plot_inspection import curve_figure, kept_figure, scale_figure
 from espalier.report.plot_text import braille_curve
-from espalier.report.text import percent, table
+from espalier.report.text import dump, percent, table
 
 if TYPE_CHECKING:
     from espalier.inspection import Choice, Inspection
@@ -20,7 +19,7 @@ AMOUNT_HEADS = ("amount", "sparsity", "cosine", "null", "regime", "why")
 
 def as_json(found: "Inspection") -> str:
     """The whole inspection as one JSON object, by the documented schema."""
-    return json.dumps(found.to_dict(), indent=1)
+    return dump(found.to_dict())
 
 
 def as_text(found: "Inspection") -> str:
@@ -29,8 +28,8 @@ def as_text(found: "Inspection") -> str:
     selection = profile.selection
     sparsity, cosine = found.curve.points(121)
     marks = {
-        key[0].upper(): (choice.amount.sparsity, choice.amount.cosine)
-        for key, choice in found.choices.items()
+        letter: (found.choices[key].amount.sparsity, found.choices[key].amount.cosine)
+        for letter, key in _letters(found).items()
     }
     lines = [
         f"{found.path or 'module'}: {len(profile.tensors)} tensors selected (scope {selection.scope}), "
@@ -40,7 +39,7 @@ def as_text(found: "Inspection") -> str:
         amounts_text(found),
         "",
         "cosine to the parent over sparsity ("
-        + ", ".join(f"{key[0].upper()} {key}" for key in found.choices)
+        + ", ".join(f"{letter} {key}" for letter, key in _letters(found).items())
         + ")",
         braille_curve(sparsity.tolist(), cosine.tolist(), marks),
         "",
@@ -134,6 +133,15 @@ def page(found: "Inspection") -> Page:
             Section("How to read this", points=found.notes),
         ],
     )
+
+
+def _letters(found: "Inspection") -> dict[str, str]:
+    """One letter per amount for the terminal curve; the last drawn is the first listed, which stays on top."""
+    letters = "ABDFGHIJLMN"
+    keys = list(found.choices)
+    own = {"utopia": "U", "safe": "S", "cosine": "C", "effective": "E", "knee": "K"}
+    spare = iter(letters)
+    return {own.get(key) or next(spare): key for key in reversed(keys)}
 
 
 def _amount_row(key: str, choice: "Choice") -> tuple[str, ...]:

@@ -65,7 +65,9 @@ def kept_figure(found: "Inspection") -> str:
         shares = [found.kept_fraction(key, name) or 0.0 for name in names]
         axes.plot(
             shares,
-            range(len(names)),
+            [
+                row + 0.14 * (number - (len(keys) - 1) / 2) for row in range(len(names))
+            ],  # equal shares stay visible
             "o",
             color=colors[number % len(colors)],
             markersize=4.5,
@@ -84,8 +86,10 @@ def kept_figure(found: "Inspection") -> str:
 
 def scale_figure(found: "Inspection") -> str:
     """Root mean square against kurtosis, one point a tensor, area by size."""
-    figure, axes = new_figure(9, 4)
     tensors = {name: t for name, t in found.profile.tensors.items() if t.kurtosis is not None and t.rms > 0}
+    if not tensors:
+        return ""
+    figure, axes = new_figure(9, 4)
     area = [12 + 400 * t.entries / found.profile.entries for t in tensors.values()]
     axes.scatter(
         [t.rms for t in tensors.values()],
@@ -97,7 +101,7 @@ def scale_figure(found: "Inspection") -> str:
     )
     axes.axhline(3, color=BARK, linewidth=1, linestyle="--")
     axes.annotate(
-        "Gaussian",
+        "Gaussian: 3",
         (0.995, 3),
         xycoords=("axes fraction", "data"),
         ha="right",

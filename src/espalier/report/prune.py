@@ -1,11 +1,10 @@
 """How a pruned file is shown."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier.report.page import Card, Page, Section, Table, new_figure, svg, write_page
-from espalier.report.text import percent, size, table
+from espalier.report.text import dump, percent, size, table
 
 if TYPE_CHECKING:
     from espalier.pruned_file import PrunedFile
@@ -15,12 +14,13 @@ HEADS = ("tensor", "shape", "entries", "kept", "kept share", "cosine")
 
 def as_json(result: "PrunedFile") -> str:
     """The whole record as one JSON object."""
-    return json.dumps(result.to_dict(), indent=1)
+    return dump(result.to_dict())
 
 
 def as_text(result: "PrunedFile") -> str:
     """A summary, the tensors, and what one should be told."""
     lines = [
+        f"{result.source or 'a module'}, by {result.how}",
         f"{result.path}: {result.zeros:,} of {result.entries:,} selected entries are zero "
         f"({percent(result.sparsity, 2)}; {percent(result.zeros / result.parameters, 2)} of all {result.parameters:,} "
         f"parameters), cosine to the parent {result.cosine:.4f}",
@@ -68,7 +68,10 @@ def write_html(result: "PrunedFile", path: Path) -> None:
         ),
         Section("Tensors", table=Table(HEADS, _rows(result), frozenset({2, 3, 4, 5}))),
     ]
-    write_page(Page("Pruned checkpoint", result.path, cards, sections), path)
+    write_page(
+        Page("Pruned checkpoint", f"{result.path}, from {result.source} by {result.how}", cards, sections),
+        path,
+    )
 
 
 def _rows(result: "PrunedFile") -> list[tuple[str, ...]]:

@@ -1,7 +1,10 @@
 """Numbers and tables as text."""
 
 import io
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -39,3 +42,16 @@ def table(
     width = max(Console().width, 100) if wrap else 1000
     Console(file=buffer, width=width, color_system=None, markup=False, highlight=False).print(grid)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def dump(value: Any) -> str:
+    """JSON for programs; a number that is not finite, which JSON does not know, becomes null."""
+    return json.dumps(_plain(value), indent=1, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
