@@ -120,7 +120,7 @@ def page(found: "Inspection") -> Page:
             ),
             Section(
                 "What is the network, what is arithmetic",
-                points=[choice.sentence for choice in amounts.values()],
+                points=[choice.sentence for choice in amounts.values() if choice.amount.rule != "given"],
             ),
             *figures,
             Section(
