@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
-from espalier._errors import CheckpointError, listing
+from espalier._errors import CheckpointError, first_line, listing
 from espalier.checkpoint._base import REAL_DTYPES
 from espalier.checkpoint.memory import drop_aliases
 from espalier.checkpoint.stored import AbstractStored, Raw, Resident, open_file
@@ -142,7 +142,7 @@ def _guarded(path: Path, check: Callable[[], _T]) -> _T:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return first_line(error)[:200]
 
 
 def _refusal(message: str) -> str:

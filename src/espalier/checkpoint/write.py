@@ -115,7 +115,7 @@ def rewrite(
     if out.suffix in TORCH_SUFFIXES:
         return _rewrite_torch(source, out, change)
     load, target = _changed(source, change), file_target(out)
-    with atomic(target) as temporary:
+    with atomic(out) as temporary:
         sizes = write_file(temporary, source.infos, load, {**strings, **source.aliases}, sparse=sparse)
     return Written(out, (target,), target.stat().st_size, {name: sizes[name] for name in source})
 
@@ -230,7 +230,7 @@ def _rewrite_folder(
     load, target = _changed(source, change), folder_target(out)
     sizes: dict[str, int] = {}
     shards = {_safetensors_name(file): names for file, names in layout.files.items()}
-    with atomic_folder(target, lambda old: _check_replaceable(old, layout, folder, out)) as temporary:
+    with atomic_folder(out, lambda old: _check_replaceable(old, layout, folder, out)) as temporary:
         for name in _others(folder):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, temporary / name)
@@ -248,7 +248,7 @@ def _rewrite_folder(
 def _rewrite_torch(source: AbstractCheckpoint, out: Path, change: Change) -> Written:
     load, target = _changed(source, change), file_target(out)
     tensors = {name: load(name).cpu() for name in source}
-    with atomic(target) as temporary:
+    with atomic(out) as temporary:
         save_torch(tensors | {alias: tensors[name] for alias, name in source.aliases.items()}, temporary)
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     return Written(out, (target,), target.stat().st_size, sizes)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espalier._errors import EspalierError
+from espalier._errors import EspalierError, first_line
 from espalier.checkpoint.atomic import atomic, save_torch
 from espalier.train.history import Epoch
 
@@ -53,7 +53,7 @@ def load_state(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any] | None:
         before = state["spec"]
     except Exception as error:  # torch raises half a dozen kinds for a broken file
         raise EspalierError(
-            f"{folder / STATE} cannot be read ({str(error).splitlines()[0]}): remove it to start again"
+            f"{folder / STATE} cannot be read ({first_line(error)}): remove it to start again"
         ) from error
     differing = differences(before, spec)
     if differing:
