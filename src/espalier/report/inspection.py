@@ -120,7 +120,7 @@ def page(found: "Inspection") -> Page:
             ),
             Section(
                 "What is the network, what is arithmetic",
-                points=[choice.sentence for choice in amounts.values() if choice.amount.rule != "given"],
+                points=[choice.sentence for choice in amounts.values() if _says_something(choice)],
             ),
             *figures,
             Section(
@@ -154,6 +154,11 @@ def _amount_row(key: str, choice: "Choice") -> tuple[str, ...]:
         amount.regime,
         amount.reason,
     )
+
+
+def _says_something(choice: "Choice") -> bool:
+    """A sparsity that was given is the same for every null; what it says of them is nothing."""
+    return any(abs(null.sparsity - choice.amount.sparsity) > 1e-4 for null in choice.nulls.values())
 
 
 def _kurtosis_line(found: "Inspection") -> str:
