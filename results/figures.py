@@ -50,7 +50,7 @@ def sparsity_at_drop(points: Sequence[dict[str, Any]], dense: float, drop: float
     for i in range(1, len(x)):
         if y[i] >= drop:
             share = (drop - y[i - 1]) / (y[i] - y[i - 1])
-            return x[i - 1] + share * (x[i] - x[i - 1])
+            return float(x[i - 1] + share * (x[i] - x[i - 1]))
     return None
 
 
@@ -186,14 +186,27 @@ def equal_cosine_rows(result: dict[str, Any]) -> Table:
     return rows
 
 
+def accuracy_at(points: Sequence[dict[str, Any]], dense: float, sparsity: float) -> str:
+    """Accuracy at a sparsity, linear between the points; outside them nothing is said."""
+    if not points or sparsity > max(p["sparsity"] for p in points):
+        return "not run"
+    ordered = sorted(points, key=lambda p: p["sparsity"])
+    x, y = [0.0, *(p["sparsity"] for p in ordered)], [dense, *(p["accuracy"] for p in ordered)]
+    return percent(float(np.interp(sparsity, x, y)), 1)
+
+
 def rule_rows(result: dict[str, Any]) -> Table:
-    """Every rule beside the sparsities at which accuracy has really fallen."""
-    rows = [["", "sparsity %", "cosine"]]
-    for name, rule in result["rules"].items():
-        rows.append([f"{name} ({rule['regime']})", percent(rule["sparsity"], 1), f"{rule['cosine']:.3f}"])
+    """Every rule with the accuracy it really gets, and the sparsities at which accuracy has really fallen."""
+    rows = [["", "sparsity %", "cosine", "accuracy % there, pruned", "after one epoch"]]
     dense = result["dense"]["accuracy"]
+    curves = {stage: result["curves"].get(f"{stage} magnitude") or [] for stage in ("before", "after")}
+    for name, rule in result["rules"].items():
+        there = [accuracy_at(curves[stage], dense, rule["sparsity"]) for stage in ("before", "after")]
+        rows.append(
+            [f"{name} ({rule['regime']})", percent(rule["sparsity"], 1), f"{rule['cosine']:.3f}", *there]
+        )
     for stage, word in (("before", "before tuning"), ("after", "after one epoch")):
-        points = result["curves"].get(f"{stage} magnitude") or []
+        points = curves[stage]
         for drop in (0.01, 0.05):
             found = sparsity_at_drop(points, dense, drop) if points else None
             last = max((p["sparsity"] for p in points), default=0.0)
@@ -201,7 +214,13 @@ def rule_rows(result: dict[str, Any]) -> Table:
                 percent(found, 1) if found is not None else (f"> {percent(last, 0)}" if points else "not run")
             )
             rows.append(
-                [f"*measured: {percent(drop, 0)} point{'s' if drop > 0.01 else ''} lost {word}*", text, ""]
+                [
+                    f"*measured: {percent(drop, 0)} point{'s' if drop > 0.01 else ''} lost {word}*",
+                    text,
+                    "",
+                    "",
+                    "",
+                ]
             )
     return rows
 

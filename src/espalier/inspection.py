@@ -202,7 +202,7 @@ def inspect(
         floor_amount=_floor_amount(weights, floor),
         balanced_utopia=balanced_utopia,
         warnings=_warnings(weights, choices),
-        notes=_notes(weights, choices, balanced_utopia),
+        notes=(*checkpoint.notes, *_notes(weights, choices, balanced_utopia)),
     )
 
 

@@ -162,6 +162,8 @@ def prune_file(
         bytes_after=written.bytes,
         tensors=tensors,
         notes=(
+            *checkpoint.notes,
+            *written.notes,
             *notes,
             *_remarks(tensors, zeros, selection.entries, None if nm else sparsity),
             *_promise(amount, cosine),

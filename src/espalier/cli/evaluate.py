@@ -44,4 +44,5 @@ def command(
         if subject.parent is not None and parent is not None:
             networks = {f"{parent.name} (parent)": subject.parent, **networks}
         stages = stages_of(networks, dataset.test if split == "test" else dataset.validation)
+    options.say(*subject.checkpoint.notes)
     print(report.stages_json(stages) if as_json else report.stages_text(stages))

@@ -204,4 +204,5 @@ def command(
     (folder / "state.pt").unlink(missing_ok=True)  # the result is written; the log stays
     if html is not None:
         report.write_html(result, str(output), html)
+    options.say(*subject.checkpoint.notes, *written.notes)
     print(report.as_json(result, written) if as_json else report.as_text(result, written))

@@ -1,5 +1,6 @@
 """Options that several commands share, each described once."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -78,3 +79,9 @@ def check_reports(html: Path | None, *others: Path) -> None:
         raise EspalierError(
             f"--html {html} is another file of this command; give the report a name of its own"
         )
+
+
+def say(*notes: str) -> None:
+    """What one should know about the files, on standard error, where no program looks for results."""
+    for note in notes:
+        print(f"espalier: note: {note}", file=sys.stderr)

@@ -15,6 +15,7 @@ def command(file: options.Checkpoint, output: options.Output, as_json: options.A
 
     before = open_checkpoint(file).bytes_on_disk
     written = unpack(file, output)
+    options.say(*written.notes)
     if as_json:
         print(dump({"path": str(output), "bytes_before": before, "bytes_after": written.bytes}))
     else:
