@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from espalier import finetuning
+from espalier._forward import collect_logits
 from espalier.data import Dataset, Options, digits
 from espalier.finetuning import finetune, masks_of, search, stages_of
 from espalier.models import DigitsCNN
@@ -27,7 +28,7 @@ def test_each_stage_is_measured_once_and_named(
     parent: nn.Module, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    collect = finetuning.collect_logits
+    collect = collect_logits
 
     def counted(model: nn.Module, split: Any, **options: Any) -> torch.Tensor:
         read.append(split.name)

@@ -120,7 +120,7 @@ def test_not_finite_tensors_are_named_and_change_nothing():
         match=r"net\.pt: tensor 'module\.linear\.bias' holds 2 NaN and 1 infinite of 10 entries",
     ):
         load_weights(model, state, "net.pt")
-    assert torch.equal(model.linear.weight, before) and model.features[0].weight.any()
+    assert torch.equal(model.linear.weight, before) and model.get_parameter("features.0.weight").any()
     state["module.linear.bias"] = torch.full(
         (10,), 1e300, dtype=torch.float64
     )  # infinite in the model's float32
@@ -181,9 +181,9 @@ def test_probe_names_model_input_and_data():
     ):
         probe(model, data, "--model resnet20")
     assert model.training and model.bn1.num_batches_tracked == 0
-    model = DigitsCNN().train()
-    probe(model, data, "mine")
-    assert model.training and model.features[1].num_batches_tracked == 0
+    fitting = DigitsCNN().train()
+    probe(fitting, data, "mine")
+    assert fitting.training and fitting.get_buffer("features.1.num_batches_tracked") == 0
 
 
 def test_probe_refuses_what_is_no_classifier_of_the_data():
