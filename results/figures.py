@@ -364,8 +364,8 @@ def write_up() -> str:
     sections: list[tuple[str, str, Callable[[Any], str]]] = [
         ("The authors' notebook, run again", "lenet5_mnist", lenet_section),
         *(
-            (f"Accuracy against sparsity and cosine: {name}", name, lambda r, n=name: resnet_section(n, r))
-            for name in NETWORKS
+            (f"{title}: accuracy against sparsity and cosine", name, lambda r, n=name: resnet_section(n, r))
+            for name, title in NETWORKS.items()
         ),
         ("A sentence encoder, one shot", "minilm", minilm_section),
     ]
