@@ -41,7 +41,7 @@ bench: install  ## speed and memory, ratios in one run
 	$(BIN)/python -m benchmarks
 
 lock:           ## pin every version anew (names no index)
-	$(BIN)/uv pip compile --universal --no-header --no-annotate --no-emit-index-url --no-emit-find-links --group dev --extra all pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile --universal --no-header --no-annotate --no-emit-index-url --group dev --extra all pyproject.toml --output-file requirements.lock
 	sed -i '/^-/d' requirements.lock
 
 clean:          ## remove what was built
