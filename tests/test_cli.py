@@ -142,6 +142,12 @@ def test_prune_writes_exactly_what_was_asked(run: Run, dense: Path, tmp_path: Pa
     assert json.loads(after.metadata["espalier.prune"])["zeros"] == 1080
 
 
+def test_what_was_asked_is_recorded_as_it_was_asked(run: Run, dense: Path) -> None:
+    record = json.loads(run("prune", "dense.safetensors", "--amount", "0.3333", "-o", "p.safetensors", "--json")[1])
+    assert (record["asked"], record["zeros"]) == (0.3333, 400)
+    assert record["sparsity"] == 400 / 1200
+
+
 def test_sparse_file_is_smaller_and_unpacks_to_the_same_bits(run: Run, dense: Path, tmp_path: Path) -> None:
     run("prune", "dense.safetensors", "--amount", "0.9", "-o", "pruned.safetensors")
     code, out, _ = run(

@@ -49,6 +49,7 @@ def command(
     html: options.Html = None,
 ) -> None:
     """Prune a checkpoint file."""
+    from espalier.amount import Given
     from espalier.checkpoint import check_output, open_checkpoint
     from espalier.profiling import profile
     from espalier.pruned_file import prune_file
@@ -68,16 +69,17 @@ def command(
     check_output(checkpoint, output, form == "sparse")
     selection = select(checkpoint, scope, include or [], exclude or [])  # type: ignore[arg-type]
     with progress_bar(not as_json) as bar:
-        chosen = None
+        chosen, sparsity = None, 0.0
         if pattern is None:
             reading = bar.add_task("reading weights", total=selection.entries)
             found = profile(checkpoint, selection, progress=lambda _, entries: bar.advance(reading, entries))
             chosen = rule.choose(found)
+            sparsity = rule.sparsity if isinstance(rule, Given) else chosen.sparsity
         writing = bar.add_task("writing tensors", total=len(checkpoint))
         result = prune_file(
             checkpoint,
             selection,
-            chosen.sparsity if chosen else 0.0,
+            sparsity,
             output,
             score=Random(seed) if random else Magnitude(),
             allocation=allocation,
