@@ -143,7 +143,9 @@ def test_prune_writes_exactly_what_was_asked(run: Run, dense: Path, tmp_path: Pa
 
 
 def test_what_was_asked_is_recorded_as_it_was_asked(run: Run, dense: Path) -> None:
-    record = json.loads(run("prune", "dense.safetensors", "--amount", "0.3333", "-o", "p.safetensors", "--json")[1])
+    record = json.loads(
+        run("prune", "dense.safetensors", "--amount", "0.3333", "-o", "p.safetensors", "--json")[1]
+    )
     assert (record["asked"], record["zeros"]) == (0.3333, 400)
     assert record["sparsity"] == 400 / 1200
 
