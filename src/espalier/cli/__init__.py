@@ -1,4 +1,4 @@
-"""The command line: one file a command, each in three parts (arguments, gather, render).
+"""The command line: one file a command: its arguments, what it gathers from the library, one call to a report.
 
 Nothing here imports torch before a command runs: `espalier --help` answers at once.
 """
