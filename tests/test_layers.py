@@ -23,8 +23,9 @@ LAYERS = [
     {"apply", "pruning", "pruned_file"},
     {"data", "models"},
     {"_forward", "evaluation", "likeness", "recalibration", "budget"},
-    {"train"},
+    {"train", "methods"},
     {"finetuning"},
+    {"landscape", "directional"},
     {"report"},
     {"cli"},
 ]

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from espalier import EspalierError, __version__
-from espalier.cli import demo, evaluate, finetune, inspect, prune, unpack
+from espalier.cli import demo, evaluate, finetune, inspect, landscape, prune, unpack
 
 app = typer.Typer(
     name="espalier",
@@ -24,6 +24,7 @@ app = typer.Typer(
 for module in (inspect, prune, unpack, finetune, evaluate, demo):
     name = module.__name__.rpartition(".")[2]
     app.command(name, help=module.__doc__, no_args_is_help=module is not demo)(module.command)
+app.add_typer(landscape.app, name="landscape")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,16 @@
+"""What lies around and between networks: valleys and barriers, flat directions, functions, norms, masks."""
+
+import typer
+
+from espalier.cli.landscape import norms
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help=__doc__,
+    epilog="Example: espalier landscape path dense.safetensors pruned.safetensors --model resnet20 --data cifar10_jpeg",
+)
+
+for module in (norms,):
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, help=module.__doc__, no_args_is_help=True)(module.command)
