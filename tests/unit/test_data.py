@@ -1,5 +1,6 @@
 import io
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from espalier.data import (
     parquet,
     torchvision_data,
 )
+from espalier.models import torchvision_model
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +292,60 @@ def test_image_folder_refusals(pictures: Path):
     (pictures / "val" / "bee").rename(pictures / "val" / "cow")
     with pytest.raises(EspalierError, match="different classes"):
         image_folder(pictures)
+
+
+def test_augmentation_of_an_image_folder_is_a_random_part_and_its_mirror(tmp_path: Path):
+    """An image whose red says the column: a part of it spans fewer columns, mirrored half of the time."""
+    from PIL import Image
+
+    pixels = np.zeros((40, 200, 3), dtype=np.uint8)
+    pixels[..., 0] = np.arange(200)
+    for split in ("train", "val"):
+        (tmp_path / split / "one").mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(pixels).save(tmp_path / split / "one" / f"{i:02}.png")
+    data = image_folder(tmp_path, Options(Normalization(), validation=0.0), size=16, workers=0)
+    x, _ = next(data.train.batches(30, seed=0, augment=True))
+    rising = x[:, 0, 8, -1] > x[:, 0, 8, 0]
+    assert 5 < int(rising.sum()) < 25
+    spans = (x[:, 0, 8, -1] - x[:, 0, 8, 0]).abs() * 255
+    assert spans.std() > 5 and spans.max() < 110  # at most 3/4 to 4/3 of the whole area's root
+    center, _ = next(data.test.batches(1))
+    assert center[0, 0, 8].mul(255).mean().item() == pytest.approx(99.5, abs=2)
+
+
+def test_image_folder_decides_the_classes_of_a_torchvision_network(pictures: Path):
+    data = image_folder(pictures, size=32, workers=0)
+    with torch.device("meta"):
+        model = torchvision_model("resnet50", len(data.classes))
+        assert model(torch.empty(3, *data.input_shape)).shape == (3, 2)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("CIFAR10", 10), ("CIFAR100", 100)])
+def test_cifar_files(name: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The pickles of the data set's home page with 4 images a file; their checksums are not asked for."""
+    import torchvision.datasets as sets
+
+    kind = getattr(sets, name)
+    folder = tmp_path / kind.base_folder
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for file, _ in [*kind.train_list, *kind.test_list]:
+        pixels = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+        labels = {"labels" if name == "CIFAR10" else "fine_labels": [0, 1, 2, classes - 1]}
+        (folder / file).write_bytes(pickle.dumps({"data": pixels, **labels}))
+    meta = {kind.meta["key"]: [f"class {i}" for i in range(classes)]}
+    (folder / kind.meta["filename"]).write_bytes(pickle.dumps(meta))
+    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": None})
+    data = torchvision_data(name, tmp_path, Options(Normalization(), validation=0.0))
+    assert data.classes == tuple(f"class {i}" for i in range(classes))
+    assert data.input_shape == (3, 32, 32) and len(data.test) == 4
+    x, y = next(data.test.batches(4))
+    assert y.tolist() == [0, 1, 2, classes - 1]
+    assert torch.equal(x.mul(255).round().flatten(1), torch.from_numpy(pixels).float())
+    augmented, _ = next(data.train.batches(4, seed=0, augment=True))
+    assert augmented.shape == (4, 3, 32, 32)
 
 
 @pytest.mark.data

@@ -3,6 +3,7 @@
 Every function imports what it needs when it is called, so that `--help` stays instant.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -82,9 +83,11 @@ def nm_pattern(word: str) -> tuple[int, int]:
 def model(word: str, classes: int, checkpoint: "AbstractCheckpoint", source: str) -> "Filled":
     """A network by name, for data with that many classes, filled from a checkpoint that messages call `source`."""
     from espalier.models import (
+        VGG16,
         CifarResNet,
         DigitsCNN,
         LeNet5,
+        WideResNet,
         fill,
         imported,
         load_hf,
@@ -102,7 +105,12 @@ def model(word: str, classes: int, checkpoint: "AbstractCheckpoint", source: str
             "lenet5": partial(LeNet5, classes),
             "digits_cnn": partial(DigitsCNN, classes),
             **{f"resnet{depth}": partial(CifarResNet, depth, classes) for depth in (20, 32, 44, 56, 110)},
+            "vgg16": partial(VGG16, classes),
+            "wrn28x10": partial(WideResNet, 28, 10, classes),
         }
+        # Any depth and width; "+bias" as in the directional pruning paper.
+        if wide := re.fullmatch(r"wrn(\d+)x(\d+)(\+bias)?", word):
+            table[word] = partial(WideResNet, int(wide[1]), int(wide[2]), classes, bias=bool(wide[3]))
         network = look_up("model", word, table)()
     return fill(network, checkpoint.state_dict(), source)
 

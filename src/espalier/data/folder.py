@@ -36,9 +36,8 @@ def image_folder(
     """Read an image folder with `train/` and `val/` (or `test/`), one sub-folder per class.
 
     Evaluation: shorter side to `size * 8 / 7`, center crop. Augmentation: a random part (8 to 100 % of the
-        area, aspect
-    3/4 to 4/3) resized to `size`, mirrored half of the time; drawn from (seed, epoch, index), so neither the
-    number of workers nor a resume changes it. Default normalization: `IMAGENET`.
+    area, aspect 3/4 to 4/3) resized to `size`, mirrored half of the time; drawn from (seed, epoch, index), so
+    neither the number of workers nor a resume changes it. Default normalization: `IMAGENET`.
 
     Args:
         folder: the folder, or its name inside the data folder.
