@@ -1,6 +1,6 @@
 """What the landscape commands share: names for files, outputs, the progress of a loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,21 @@ Folder = Annotated[
         help="Keep every finished step here, so that an interrupted command goes on where it stopped.",
     ),
 ]
+LimitSome = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Examples of each split; the subset is stated with the numbers. 0 takes every example."
+    ),
+]
+Separate = Annotated[
+    bool,
+    typer.Option(
+        "--separate/--shared",
+        help="Batch norm: estimate its statistics in a pass of their own before the training loss is measured with "
+        "them, or in the pass that measures it (each batch by its own statistics).",
+    ),
+]
+ForwardBatch = Annotated[int, typer.Option("--batch-size", min=2, help="Examples a forward pass.")]
 
 
 def named(files: Sequence[Path]) -> dict[str, Path]:
@@ -52,3 +67,16 @@ def follow(bar: "Progress", word: str) -> Callable[[int, int], None]:
     """A progress bar for a loop that tells how many steps are done, and of how many."""
     task = bar.add_task(word, total=None)
     return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
+    """Refuse results that would replace what is read, or each other, or that have no folder to go to."""
+    taken = {file.resolve() for file in inputs}
+    for out in outputs:
+        if out is None:
+            continue
+        if out.resolve() in taken:
+            raise EspalierError(f"{out} is another file of this command; give the result a name of its own")
+        if not out.absolute().parent.is_dir():
+            raise EspalierError(f"{out}: the folder {out.parent} does not exist; create it first")
+        taken.add(out.resolve())
