@@ -170,12 +170,19 @@ def test_built_in_optimizers(name):
         ("constant", 0, [1, 1, 1, 1, 1, 1, 1, 1]),
         ("step", 0, [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]),
         ("cosine", 0, [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]),
+        ("garipov", 0, [1, 1, 1, 1, 1, 0.690625, 0.38125, 0.071875]),
         ("constant", 1, [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
         ("cosine", 1, [1 / 3, 2 / 3, *(0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6))]),
     ],
 )
 def test_schedules(schedule, warmup: float, expected: list[float]):
     training = Training(epochs=4, schedule=schedule, warmup=warmup)
+    assert [rate(training, step, 2) for step in range(8)] == pytest.approx(expected)
+
+
+def test_milestones():
+    training = Training(epochs=4, schedule="step", milestones=(0.25, 0.5, 0.875))
+    expected = [1, 1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.001]
     assert [rate(training, step, 2) for step in range(8)] == pytest.approx(expected)
 
 
@@ -498,7 +505,9 @@ def test_refusals(data: Dataset):
         ("label_smoothing", 1.0, r"`label_smoothing` must be in \[0, 1\)"),
         ("teacher_weight", 1.5, r"`teacher_weight` must be in \[0, 1\]"),
         ("temperature", 0.0, "`temperature` must be a positive number"),
-        ("schedule", "cosin", "one of constant, cosine, step, got 'cosin'. Did you mean 'cosine'"),
+        ("stop_below", 1.0, r"`stop_below` must be in \[0, 1\), or none"),
+        ("milestones", (0.5, 0.2), r"`milestones` must be increasing fractions of the run, in \(0, 1\)"),
+        ("schedule", "cosin", "one of constant, cosine, step, garipov, got 'cosin'. Did you mean 'cosine'"),
         ("optimizer", "adamx", "Did you mean 'adam"),
         ("precision", "fp16", "one of auto, fp32, bf16"),
     ],

@@ -2,12 +2,31 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from espalier._errors import EspalierError
 from espalier.evaluation import Evaluation, Interval
 from espalier.likeness import Similarity
+from espalier.train.training import Training
+
+
+@dataclass(frozen=True)
+class Turnover:
+    """How the zeros moved over an epoch.
+
+    Args:
+        pruned: weights that became zero.
+        regrown: weights that stopped being zero.
+        churn: (pruned + regrown) / entries, in [0, 1].
+        overlap: Jaccard index of the kept entries before and after, in [0, 1].
+    """
+
+    pruned: int
+    regrown: int
+    churn: float
+    overlap: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,7 @@ class Epoch:
         agreement_interval: 95 % Wilson interval.
         divergence: mean Jensen-Shannon divergence to the parent, in nats.
         logit_cosine: mean cosine of the logits to the parent's.
+        turnover: how the zeros of the selected weights moved over the epoch; None at epoch 0.
         lr: learning rate at the end of the epoch (first parameter group).
         seconds: wall clock of the training part of the epoch.
     """
@@ -45,6 +65,7 @@ class Epoch:
     agreement_interval: Interval | None
     divergence: float | None
     logit_cosine: float | None
+    turnover: Turnover | None
     lr: float
     seconds: float = field(compare=False)
 
@@ -59,6 +80,8 @@ class Epoch:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known
         }
+        moved = values.get("turnover")
+        values["turnover"] = None if moved is None else Turnover(**moved)
         return Epoch(**values)
 
 
@@ -76,6 +99,7 @@ def measured(
     cosine: float | None,
     bound: float | None,
     similarity: Similarity | None,
+    turnover: Turnover | None,
     lr: float,
     seconds: float,
 ) -> Epoch:
@@ -95,6 +119,7 @@ def measured(
         agreement_interval=s.interval if s else None,
         divergence=s.divergence if s else None,
         logit_cosine=s.logit_cosine if s else None,
+        turnover=turnover,
         lr=lr,
         seconds=seconds,
     )
@@ -138,3 +163,11 @@ class Diverged(EspalierError):
     def __init__(self, message: str, history: History) -> None:
         super().__init__(message)
         self.history = history
+
+
+def settled(training: Training, epochs: Sequence[Epoch]) -> bool:
+    """Whether the zeros hardly moved over the last epoch, where the training is to stop then."""
+    last = epochs[-1] if epochs else None
+    if training.stop_below is None or last is None or last.turnover is None or not last.zeros:
+        return False
+    return last.turnover.churn <= training.stop_below

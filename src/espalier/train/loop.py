@@ -1,4 +1,4 @@
-"""The one training loop, on Accelerate: fixed masks or none, towards labels, a teacher, or both."""
+"""The one training loop, on Accelerate: any pruning method or none, towards labels, a teacher, or both."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
-from espalier._forward import collect_logits, logits_of, modes
-from espalier.apply import hold
+from espalier._forward import logits_of, modes
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Dataset, seeded
-from espalier.evaluation import score
-from espalier.likeness import compare_logits, cosine_bound, weight_cosine, zeros
 from espalier.masks import Masks
+from espalier.methods import AbstractMethod, Dense, Fixed, Plan
 from espalier.selection import select
 from espalier.train.distill import objective
 from espalier.train.hardware import use_bf16, use_channels_last
-from espalier.train.history import Diverged, Epoch, History, measured
+from espalier.train.history import Diverged, Epoch, History, settled
+from espalier.train.measure import Gauge
 from espalier.train.optimizers import OptimizerFactory, build, scheduler
 from espalier.train.state import (
     digest_of,
@@ -39,7 +39,6 @@ Progress = Callable[[int, int, str], None]
 """Called after every step with steps done, steps in all, and a word on where the run is."""
 
 _CHECK_EVERY = 50  # steps between looks at the loss: a look costs a synchronization on a GPU
-_COSINE_SLACK = 1e-6
 
 
 def fit(
@@ -48,6 +47,8 @@ def fit(
     training: Training,
     *,
     masks: Masks | None = None,
+    method: AbstractMethod | None = None,
+    sparsity: float | None = None,
     parent: nn.Module | None = None,
     teacher: nn.Module | None = None,
     optimizer: Optimizer | OptimizerFactory | None = None,
@@ -72,26 +73,35 @@ def fit(
             touched.
         training: what to do.
         masks: what is kept; pruned entries are set to zero and stay zero.
+        method: prunes while training, instead of `masks`; the network ends with plain weights and its zeros.
+        sparsity: what the method is to reach, zeros / entries of `names`, in [0, 1); some methods need none.
         parent: the dense network to compare with each epoch (weights and answers); must not be `model`.
         teacher: towards whose outputs to train (eval mode, same augmented inputs); needed without labels.
         optimizer: one that is built, or a factory from parameters; None builds `training.optimizer`. The
             schedule scales its own learning rate.
         folder: where to keep the run; None keeps nothing.
-        names: parameters whose sparsity and cosine are logged; None takes the masks' or, without masks, the
-            weights scope of `select`.
-        on_epoch: called after epoch 0 (before training) and each epoch with its record and the network.
+        names: parameters that the method prunes, and whose sparsity and cosine are logged; None takes the masks'
+            or, without masks, the weights scope of `select`.
+        on_epoch: called after epoch 0 (before training) and each epoch with its record and the network, which
+            holds the weights it computes with.
         progress: called after every step.
 
     Returns:
         The records of all epochs.
 
     Raises:
-        EspalierError: no training data, no labels and no teacher, parent is the model, a folder of another
-            run (names what differs), or a folder that cannot be written.
+        EspalierError: no training data, no labels and no teacher, parent is the model, masks and a method, a
+            method that cannot do what is asked for, a folder of another run (names what differs), or a folder
+            that cannot be written.
         Diverged: the loss is not finite any more; the last good state is in the folder (and in the model, if
             it has one).
     """
-    run = _Run(model, data, training, masks, parent, teacher, optimizer, folder, names)
+    _check(model, data, training, parent, teacher)
+    if masks is not None:
+        if method is not None:
+            raise EspalierError("masks and a method were given: give one of them")
+        method, sparsity = Fixed(masks), None
+    run = _Run(model, data, training, method or Dense(), sparsity, parent, teacher, optimizer, folder, names)
     with run.attached():
         return run.go(on_epoch, progress)
 
@@ -104,16 +114,16 @@ class _Run:
         model: nn.Module,
         data: Dataset,
         training: Training,
-        masks: Masks | None,
+        method: AbstractMethod,
+        sparsity: float | None,
         parent: nn.Module | None,
         teacher: nn.Module | None,
         optimizer: Optimizer | OptimizerFactory | None,
         folder: str | Path | None,
         names: Sequence[str] | None,
     ) -> None:
-        _check(model, data, training, parent, teacher)
         self.accelerator = Accelerator()
-        self.model, self.training, self.masks = model, training, masks
+        self.model, self.training, self.method = model, training, method
         self.parent, self.teacher = parent, teacher
         self.folder = None if folder is None else Path(folder)
         start = tensors_digest(model.state_dict())
@@ -125,16 +135,18 @@ class _Run:
         self.bf16 = use_bf16(training, device)
         some = next(self.train.take(2).inputs(2), torch.zeros(0))
         self.channels_last = use_channels_last(training, model, some)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        if isinstance(optimizer, Optimizer):
-            self.optimizer = optimizer
-        else:
-            self.optimizer = build(training, trainable) if optimizer is None else optimizer(trainable)
+        self.names = tuple(names) if names is not None else _names(model, method)
+        plan = Plan(sparsity, self.names, training.epochs * self.steps_per_epoch, training)
+        self.rule = method.rule(model, plan)
+        if self.rule.weights() is not None and self.accelerator.num_processes > 1:
+            raise EspalierError(f"{type(method).__name__} trains in one process only; start one")
+        self.optimizer = self._optimizer(optimizer)
+        masks = method.masks if isinstance(method, Fixed) else None
         self.spec = {
             **training.spec(),
             "data": f"{data.name} {data.train.digest} {data.validation.digest}",
             "weights at the start": start,
-            "masks": "none" if masks is None else tensors_digest(masks),
+            "masks": "none" if masks is None else f"sparsity {masks.sparsity:.6g} ({tensors_digest(masks)})",
             "parent": "none" if parent is None else tensors_digest(parent.state_dict()),
             "teacher": "none" if teacher is None else tensors_digest(teacher.state_dict()),
             "given optimizer": "none" if optimizer is None else _describe(self.optimizer),
@@ -142,11 +154,28 @@ class _Run:
             "channels_last": self.channels_last,
             "processes": self.accelerator.num_processes,
         }
-        self.scheduler = scheduler(training, self.optimizer, self.steps_per_epoch)
-        self.names = tuple(names) if names is not None else _names(model, masks)
-        self.parent_weights = None if parent is None else dict(parent.named_parameters())
+        if masks is None and not isinstance(method, Dense):
+            self.spec |= {"method": repr(method), "sparsity": "none" if sparsity is None else sparsity}
+        self.scheduler = scheduler(training, self.optimizer, self.steps_per_epoch, self.rule.position)
+        self.gauge = Gauge(model, self.held_out, self.names, parent, masks)
         self.epochs: list[Epoch] = []
         self.resumed = 0
+
+    def _optimizer(self, given: Optimizer | OptimizerFactory | None) -> Optimizer:
+        """The rule's own, the one given, or the one the training names; with the rule's own parameters."""
+        own = self.rule.optimizer()
+        if own is not None:
+            if given is not None:
+                raise EspalierError(f"{type(self.method).__name__} brings its own optimizer: give none")
+            return own
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if isinstance(given, Optimizer):
+            found = given
+        else:
+            found = build(self.training, trainable) if given is None else given(trainable)
+        if extra := self.rule.extra():
+            found.add_param_group({"params": extra, "weight_decay": 0.0})
+        return found
 
     @property
     def steps_per_epoch(self) -> int:
@@ -154,7 +183,7 @@ class _Run:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Modes, memory layout, processes, random generators and masks for the run; undone at the end."""
+        """Modes, memory layout, processes, random generators and the rule for the run; undone at the end."""
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices))
@@ -167,29 +196,43 @@ class _Run:
                 self.model.to(memory_format=torch.channels_last)
             # After the change of layout, which the gradient buckets of several processes are laid out by.
             self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
-            if self.masks is not None:
-                stack.enter_context(hold(self.model, self.masks, self.optimizer))
+            stack.callback(self.rule.close)
             yield
 
     def go(self, on_epoch: OnEpoch | None, progress: Progress | None) -> History:
-        self.references()
-        self.restore()
-        if not self.epochs:
-            self.finish(self.measure(0, None, 0.0), on_epoch)
+        if not self.restore():
+            self.rule.begin(self.optimizer, self.examples)
+            if not self.training.epochs:
+                self.rule.finish()
+            self.finish(0, None, 0.0, on_epoch)
         for epoch in range(len(self.epochs), self.training.epochs + 1):
+            if settled(self.training, self.epochs) and self.reached():
+                self.rule.finish()
+                break
             began = time.perf_counter()
             loss = self.epoch(epoch, progress)
-            self.finish(self.measure(epoch, loss, time.perf_counter() - began), on_epoch)
+            self.rule.after_epoch(epoch)
+            if epoch == self.training.epochs:
+                self.rule.finish()
+            self.finish(epoch, loss, time.perf_counter() - began, on_epoch)
         return self.history()
 
-    def references(self) -> None:
-        """The parent's answers on the held-out inputs and the bound of the cosine, once per run."""
-        self.parent_logits: Tensor | None = None
-        if self.parent is not None and len(self.held_out):
-            self.parent_logits = collect_logits(self.parent, self.held_out)
-        self.bound: float | None = None
-        if self.parent_weights is not None and self.masks is not None:
-            self.bound = cosine_bound(self.parent_weights, self.masks)
+    def reached(self) -> bool:
+        """Whether there are as many zeros as asked for."""
+        sparsity = self.rule.plan.sparsity
+        return sparsity is None or self.epochs[-1].zeros >= self.rule.entries - self.rule.kept
+
+    def examples(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Unaugmented training batches for the scores of a rule."""
+        batches = self.train.batches(
+            self.training.batch_size, seed=self.training.seed, epoch=0, augment=False
+        )
+        left = count
+        for x, y in batches:
+            if left <= 0:
+                return
+            yield x[:left], y[:left]
+            left -= len(x)
 
     def epoch(self, epoch: int, progress: Progress | None) -> float:
         """Train for one epoch; mean loss over its examples."""
@@ -206,73 +249,55 @@ class _Run:
             shard=(accelerator.process_index, accelerator.num_processes),
         )
         for step, (x, y) in enumerate(batches, start=1):
-            loss = self.step(x, y)
+            done = (epoch - 1) * self.steps_per_epoch + step
+            loss = self.step(x, y, done)
             total += loss.detach().double() * len(x)
             seen += len(x)
             if (step % _CHECK_EVERY == 0 or step == self.steps_per_epoch) and not total.isfinite().item():
                 self.fail(epoch, step)
             if progress is not None:
-                done = (epoch - 1) * self.steps_per_epoch + step
                 progress(done, training.epochs * self.steps_per_epoch, f"epoch {epoch}/{training.epochs}")
         both = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
         return float(both[0] / both[1])
 
-    def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """One optimizer step; the loss before it."""
+    def step(self, x: Tensor, y: Tensor, number: int) -> Tensor:
+        """One optimizer step; the loss before it, without the rule's penalty."""
         device = self.accelerator.device
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        weights = self.rule.weights()
         with self.accelerator.autocast(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            logits = logits_of(self.wrapped(x)).float()
+            if weights is None:
+                logits = logits_of(self.wrapped(x)).float()
+            else:
+                logits = logits_of(functional_call(self.model, weights, (x,))).float()
             target = None
             if self.teacher is not None:
                 with torch.no_grad():
                     target = logits_of(self.teacher(x)).float()
         loss = objective(self.training, logits, y, target)
+        penalty = self.rule.penalty()
         self.stepper.zero_grad()
-        self.accelerator.backward(loss)
+        self.accelerator.backward(loss if penalty is None else loss + penalty)
+        self.rule.before_step(number)
         self.stepper.step()
+        self.rule.after_step(number)
         self.scheduler.step()
         return loss
 
-    def measure(self, epoch: int, train_loss: float | None, seconds: float) -> Epoch:
-        """Evaluate on the held-out split and count; every process does the same."""
-        weights = dict(self.model.named_parameters())
-        evaluation = similarity = cosine = None
-        if len(self.held_out):
-            logits = collect_logits(self.model, self.held_out)
-            if int(self.held_out.labels.min()) >= 0:
-                evaluation = score(logits, self.held_out.labels)
-            if self.parent_logits is not None:
-                similarity = compare_logits(logits, self.parent_logits)
-        if self.parent_weights is not None:
-            cosine = weight_cosine(weights, self.parent_weights, self.names)
-        if self.bound is not None and cosine is not None and set(self.names) == set(self.masks or ()):
-            assert cosine <= self.bound + _COSINE_SLACK, (cosine, self.bound)
-        none, entries = zeros(weights, self.names)
-        return measured(
-            epoch=epoch,
-            train_loss=train_loss,
-            evaluation=evaluation,
-            zeros=none,
-            entries=entries,
-            cosine=cosine,
-            bound=self.bound,
-            similarity=similarity,
-            lr=float(self.optimizer.param_groups[0]["lr"]),
-            seconds=seconds,
-        )
-
-    def finish(self, epoch: Epoch, on_epoch: OnEpoch | None) -> None:
-        """Keep the epoch's record, then its state, then the log, then tell."""
-        self.epochs.append(epoch)
+    def finish(self, epoch: int, loss: float | None, seconds: float, on_epoch: OnEpoch | None) -> None:
+        """Measure the epoch; keep its record, then its state, then the log; then tell."""
+        with self.rule.effective():
+            lr = float(self.optimizer.param_groups[0]["lr"])
+            self.epochs.append(self.gauge.measure(epoch, loss, lr, seconds))
         if self.folder is not None and self.accelerator.is_main_process:
             save_state(self.folder, self.state())
             write_log(self.folder, self.epochs)
         self.accelerator.wait_for_everyone()
         if on_epoch is not None:
-            on_epoch(epoch, self.model)
+            with self.rule.effective():
+                on_epoch(self.epochs[-1], self.model)
 
     def state(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -280,25 +305,30 @@ class _Run:
             "spec": self.spec,
             "epochs": [e.record() for e in self.epochs],
             "model": self.model.state_dict(),
+            "rule": self.rule.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
-    def restore(self) -> None:
+    def restore(self) -> bool:
         """Go on from the folder's state, if it has one of this run."""
         state = None if self.folder is None else load_state(self.folder, self.spec)
         if state is None:
-            return
+            return False
         self.model.load_state_dict(state["model"])
+        self.rule.load_state_dict(state["rule"], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.epochs = [Epoch.from_record(record) for record in state["epochs"]]
         self.resumed = len(self.epochs) - 1
+        with self.rule.effective():
+            self.gauge.look()
         if self.folder is not None and self.accelerator.is_main_process:
             write_log(self.folder, self.epochs)
+        return True
 
     def fail(self, epoch: int, step: int) -> None:
         """Mark the run failed, put the last good weights back, and raise."""
@@ -338,8 +368,8 @@ def _near(split: AbstractSplit, device: torch.device) -> AbstractSplit:
     return split if device.type == "cpu" else split.to(device)
 
 
-def _names(model: nn.Module, masks: Masks | None) -> tuple[str, ...]:
-    return tuple(masks) if masks is not None else select(open_checkpoint(model)).names
+def _names(model: nn.Module, method: AbstractMethod) -> tuple[str, ...]:
+    return tuple(method.masks) if isinstance(method, Fixed) else select(open_checkpoint(model)).names
 
 
 def _describe(optimizer: Optimizer) -> str:

@@ -34,10 +34,20 @@ def rate(training: Training, step: int, steps_per_epoch: int) -> float:
     if training.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     if training.schedule == "step":
-        return 1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01
+        return float(0.1 ** sum(done >= milestone for milestone in training.milestones))
+    if training.schedule == "garipov":
+        return min(1.0, max(0.01, 1.0 - 0.99 * (done - 0.5) / 0.4))
     return 1.0
 
 
-def scheduler(training: Training, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
-    """The schedule on an optimizer; `step()` after every optimizer step."""
-    return LambdaLR(optimizer, lambda step: rate(training, step, steps_per_epoch))
+def scheduler(
+    training: Training,
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    position: Callable[[int], int] = lambda step: step,
+) -> LambdaLR:
+    """The schedule on an optimizer; `step()` after every optimizer step.
+
+    `position` says where the schedule stands after so many steps: behind them, where a method rewinds.
+    """
+    return LambdaLR(optimizer, lambda step: rate(training, position(step), steps_per_epoch))

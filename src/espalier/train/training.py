@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from espalier._errors import EspalierError, near
 
-Schedule = Literal["constant", "cosine", "step"]
+Schedule = Literal["constant", "cosine", "step", "garipov"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -22,8 +22,10 @@ class Training:
         momentum: of SGD, in [0, 1).
         nesterov: Nesterov's form of the momentum (ignored without momentum).
         weight_decay: at least 0; coupled for sgd and adam, decoupled for adamw.
-        schedule: "constant"; "cosine" falls to 0 over the run; "step" divides by 10 at half and three
-            quarters. Updated at every step.
+        schedule: "constant"; "cosine" falls to 0 over the run; "step" divides by 10 at each milestone;
+            "garipov" is constant for half of the run, falls linearly to 1 % until nine tenths, and stays there
+            (Garipov et al., 2018, as in the directional-pruning paper). Updated at every step.
+        milestones: of "step", as fractions of the run in (0, 1), increasing.
         warmup: epochs of linear rise from 0, before the schedule takes over; may be a fraction.
         optimizer: "sgd", "adam" or "adamw"; any other is passed to `fit`.
         label_smoothing: in [0, 1).
@@ -35,6 +37,8 @@ class Training:
         labels: False trains towards the teacher alone, without reading a label.
         teacher_weight: share of the teacher in the loss when both are used, in [0, 1].
         temperature: of the teacher's and the student's softmax, positive.
+        stop_below: stop after an epoch over which at most this fraction of the weights became or stopped being
+            zero, in [0, 1); None never does. The learning rate is not brought to its end.
 
     Raises:
         EspalierError: a value outside its range.
@@ -47,6 +51,7 @@ class Training:
     nesterov: bool = True
     weight_decay: float = 1e-4
     schedule: Schedule = "cosine"
+    milestones: tuple[float, ...] = (0.5, 0.75)
     warmup: float = 0.0
     optimizer: OptimizerName = "sgd"
     label_smoothing: float = 0.0
@@ -57,6 +62,7 @@ class Training:
     labels: bool = True
     teacher_weight: float = 0.9
     temperature: float = 4.0
+    stop_below: float | None = None
 
     def __post_init__(self) -> None:
         for name, ok, need in (
@@ -69,6 +75,12 @@ class Training:
             ("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)"),
             ("teacher_weight", 0 <= self.teacher_weight <= 1, "in [0, 1]"),
             ("temperature", 0 < self.temperature < math.inf, "a positive number"),
+            ("stop_below", self.stop_below is None or 0 <= self.stop_below < 1, "in [0, 1), or none"),
+            (
+                "milestones",
+                list(self.milestones) == sorted({m for m in self.milestones if 0 < m < 1}),
+                "increasing fractions of the run, in (0, 1)",
+            ),
         ):
             if not ok:
                 raise EspalierError(f"training `{name}` must be {need}, got {getattr(self, name)}")

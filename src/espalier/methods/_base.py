@@ -1,0 +1,190 @@
+"""What a pruning method is: a frozen value that makes a rule, and the places where a rule acts on a run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espalier._errors import EspalierError
+from espalier.masks import Masks, named_parameters
+from espalier.pruning import kept_entries
+
+if TYPE_CHECKING:
+    from espalier.train.training import Training
+
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+"""Batches of unaugmented training inputs and labels, at most so many examples, in an order that the seed fixes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The run a method is asked to prune in.
+
+    Args:
+        sparsity: asked for, zeros / entries of the named parameters, in [0, 1); None where the method decides.
+        names: the parameters that are pruned, in order.
+        steps: optimizer steps of the whole run.
+        training: rates, epochs, seed of the run.
+    """
+
+    sparsity: float | None
+    names: tuple[str, ...]
+    steps: int
+    training: "Training"
+
+    @property
+    def target(self) -> float:
+        """The sparsity, where a method cannot do without.
+
+        Raises:
+            EspalierError: none was given.
+        """
+        if self.sparsity is None:
+            raise EspalierError(
+                "this method must be told how far to prune: give a sparsity in [0, 1), such as 0.9"
+            )
+        return self.sparsity
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.steps // max(1, self.training.epochs)
+
+    def at(self, fraction: float) -> int:
+        """The step at a fraction of the run, at least 1."""
+        return max(1, round(fraction * self.steps))
+
+
+class AbstractMethod(ABC):
+    """How a network comes by its zeros: hyper-parameters only, so that it names a run.
+
+    Subclasses are frozen dataclasses whose `repr` says everything; one file an idea. What happens during a run is
+    the business of the `Rule` that a method makes.
+    """
+
+    @abstractmethod
+    def rule(self, model: nn.Module, plan: Plan) -> "Rule":
+        """The rule for one run on one network.
+
+        Args:
+            model: as it is at the start; the rule may look, but changes nothing before `begin`.
+            plan: what is asked for.
+
+        Raises:
+            EspalierError: the method cannot do what is asked for (no sparsity given, a floor above it).
+        """
+
+
+class Rule:
+    """A method at work in one run; every hook does nothing until a method needs it.
+
+    The order in a run: the constructor; `optimizer`; then `begin`, or after a resume `load_state_dict`; in each step
+    (numbered from 1) forward with `weights`, `penalty`, backward, `before_step`, the optimizer, `after_step`; after
+    each epoch's last step `after_epoch`; after the last `finish`; at the end, also of a failed run, `close`.
+
+    The network's own Parameter objects always hold what is trained. A method whose network computes with something
+    else (a thresholded or gated copy) says so in `weights`.
+
+    Args:
+        model: the network, already on its device.
+        plan: of the run.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self.model, self.plan = model, plan
+        parameters = named_parameters(model)
+        self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in plan.names}
+
+    @property
+    def entries(self) -> int:
+        """Entries of the pruned parameters."""
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+    @property
+    def kept(self) -> int:
+        """Entries to keep at the end, exactly."""
+        return kept_entries(self.entries, self.plan.target)
+
+    # --- what is trained
+
+    def extra(self) -> list[nn.Parameter]:
+        """Parameters of the method (thresholds, gates) that train beside the network's, without weight decay."""
+        return []
+
+    def optimizer(self) -> Optimizer | None:
+        """An optimizer that prunes by itself; None leaves the choice to the run."""
+        return None
+
+    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+        """Prepare a run that starts: `batches` gives training data for scores that need gradients."""
+
+    def position(self, step: int) -> int:
+        """Where the learning-rate schedule stands before optimizer step `step + 1`; rewinding moves it back."""
+        return step
+
+    # --- a step
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """What the network computes with instead of its parameters, differentiable; None if nothing else."""
+        return None
+
+    def penalty(self) -> Tensor | None:
+        """A differentiable term beside the loss; None if there is none."""
+        return None
+
+    def before_step(self, step: int) -> None:
+        """Act on the gradients, dense and averaged over processes, before optimizer step `step` (1, 2, ...)."""
+
+    def after_step(self, step: int) -> None:
+        """Act on the weights after optimizer step `step`."""
+
+    def after_epoch(self, epoch: int) -> None:
+        """Act at the end of epoch `epoch` (1, 2, ...), before it is measured."""
+
+    # --- the end
+
+    def finish(self) -> Masks:
+        """Leave plain weights with their zeros in the network and say which are kept, exactly as many as asked."""
+        return Masks.from_zeros(self.parameters)
+
+    def close(self) -> None:
+        """Take every hook off the optimizer and the network; called twice is harmless."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on: tensors, numbers, strings, lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], optimizer: Optimizer) -> None:
+        """Go on from a state instead of `begin`; weights are loaded, the optimizer's state will be after this."""
+
+    @contextmanager
+    def effective(self) -> Iterator[None]:
+        """The network with what it computes with in its parameters, for measuring; undone at the end."""
+        with torch.no_grad():
+            seen = self.weights()
+            if seen is None:
+                yield
+                return
+            before = {name: self.parameters[name].detach().clone() for name in seen}
+            for name, tensor in seen.items():
+                self.parameters[name].copy_(tensor)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    self.parameters[name].copy_(tensor)
+
+
+@dataclass(frozen=True)
+class Dense(AbstractMethod):
+    """No pruning at all: the control that every other method is measured against."""
+
+    def rule(self, model: nn.Module, plan: Plan) -> Rule:
+        """A rule that does nothing."""
+        return Rule(model, plan)

@@ -1,0 +1,94 @@
+"""Prune a little at a time while training."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from espalier._errors import EspalierError
+from espalier.allocate import AbstractAllocation, Global
+from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods.masked import MaskRule, choose, zeros_of
+from espalier.optim import CUBIC, AbstractSchedule
+from espalier.scores import AbstractScore, Magnitude
+
+
+@dataclass(frozen=True)
+class Gradual(AbstractMethod):
+    r"""Raises the sparsity along a schedule; what is pruned stays pruned.
+
+    .. math:: s_t = s_0 + (s - s_0)\,\phi\Big(\frac{t - t_0}{t_1 - t_0}\Big)
+
+    with the cubic ramp :math:`\phi(p) = 1 - (1 - p)^3` this is Zhu and Gupta's formula. Differs from their code in
+    that the steps t_0, t_1 are fractions of the run, that one ranking of all tensors is the default, and that the
+    last update gives the count asked for, exactly.
+
+    Args:
+        score: what makes an entry worth keeping, asked anew at every update.
+        allocation: how the budget is spread over the tensors.
+        schedule: the ramp phi.
+        begin: fraction of the run where the ramp starts, in [0, 1).
+        end: fraction of the run where it ends, in (begin, 1].
+        updates: how many times the mask changes on the way, at least 1.
+
+    Raises:
+        EspalierError: a value outside its range.
+
+    References:
+        Zhu, Gupta (2017), "To prune, or not to prune".
+    """
+
+    score: AbstractScore = Magnitude()
+    allocation: AbstractAllocation = Global()
+    schedule: AbstractSchedule = CUBIC
+    begin: float = 0.0
+    end: float = 0.9
+    updates: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin < self.end <= 1:
+            raise EspalierError(
+                f"a ramp begins and ends at fractions of the run with 0 <= begin < end <= 1, got {self.begin:g} and "
+                f"{self.end:g}"
+            )
+        if self.updates < 1:
+            raise EspalierError(f"`updates` counts changes of the mask, at least 1, got {self.updates}")
+
+    def rule(self, model: nn.Module, plan: Plan) -> MaskRule:
+        """A rule that updates its mask after some of the steps."""
+        return _Ramp(self, model, plan)
+
+
+class _Ramp(MaskRule):
+    def __init__(self, method: Gradual, model: nn.Module, plan: Plan) -> None:
+        super().__init__(model, plan)
+        self.method, self.target = method, plan.target
+        first, last = round(method.begin * plan.steps), plan.at(method.end)
+        count = min(method.updates, max(1, last - first))
+        # Evenly spread, the last one exactly at the end of the ramp.
+        self.at = {last - round(i * (last - first) / count): (count - i) / count for i in range(count)}
+        self.start = 0.0
+
+    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+        self._optimizer = optimizer
+        self.start = zeros_of(self) / self.entries
+        if self.plan.steps == 0:
+            self.update(1.0)
+
+    def after_step(self, step: int) -> None:
+        if step in self.at:
+            self.update(self.at[step])
+
+    def update(self, progress: float) -> None:
+        """Prune to the sparsity of the schedule."""
+        method = self.method
+        rise = max(0.0, self.target - self.start) * method.schedule.fraction(progress)
+        sparsity = self.target if progress == 1 else self.start + rise
+        self.hold(choose(method.score, method.allocation, self.evidence(), sparsity))
+
+    def state_dict(self) -> dict[str, object]:
+        return {**super().state_dict(), "start": self.start}
+
+    def load_state_dict(self, state: dict[str, object], optimizer: Optimizer) -> None:
+        super().load_state_dict(state, optimizer)
+        self.start = float(state["start"])  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""Rules that hold a mask: what one-shot, gradual and drop-and-grow methods share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from espalier.allocate import AbstractAllocation
+from espalier.apply import Hold, hold
+from espalier.masks import Masks
+from espalier.methods._base import Plan, Rule
+from espalier.pruning import kept_entries
+from espalier.scores import AbstractScore, Evidence, ranked
+
+
+def choose(
+    score: AbstractScore, allocation: AbstractAllocation, evidence: Evidence, sparsity: float
+) -> Masks:
+    """The masks of a score at a sparsity; entries that are zero already are the first to go.
+
+    Args:
+        score: what makes an entry worth keeping.
+        allocation: how the budget is spread over the tensors.
+        evidence: what the score reads.
+        sparsity: zeros / entries, in [0, 1).
+    """
+    scores = ranked(score, evidence)
+    entries = sum(tensor.numel() for tensor in evidence.weights.values())
+    counts = allocation.counts(scores, kept_entries(entries, sparsity))
+    return Masks.from_scores(scores, counts)
+
+
+class MaskRule(Rule):
+    """A rule whose zeros are a mask at any time, held through the optimizer's steps."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        super().__init__(model, plan)
+        self.held: Hold | None = None
+        self._optimizer: Optimizer | None = None
+
+    @property
+    def masks(self) -> Masks | None:
+        """What is kept now; None while nothing is masked."""
+        return None if self.held is None else self.held.masks
+
+    def hold(self, masks: Masks | None, optimizer: Optimizer | None = None) -> None:
+        """Prune to these masks from now on, or to none; the same ones again change nothing."""
+        self._optimizer = optimizer or self._optimizer
+        if self.held is not None:
+            self.held.release()
+            self.held = None
+        if masks is not None:
+            self.held = hold(self.model, masks, self._optimizer)
+
+    def evidence(self) -> Evidence:
+        """The weights as they are."""
+        return Evidence({name: parameter.detach() for name, parameter in self.parameters.items()})
+
+    def finish(self) -> Masks:
+        """The masks, after a last look that every pruned weight is zero."""
+        assert self.masks is not None, "a method ended without masks"
+        self.masks.verify(self.model)
+        return self.masks
+
+    def close(self) -> None:
+        """Release the hold."""
+        if self.held is not None:
+            self.held.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The masks."""
+        return {"masks": None if self.masks is None else {name: self.masks[name] for name in self.masks}}
+
+    def load_state_dict(self, state: dict[str, Any], optimizer: Optimizer) -> None:
+        """Hold the masks again."""
+        masks: dict[str, Tensor] | None = state["masks"]
+        self.hold(None if masks is None else Masks(masks), optimizer)
+
+
+def zeros_of(rule: Rule) -> int:
+    """Zeros of the pruned parameters now."""
+    with torch.no_grad():
+        return sum(int((parameter == 0).sum()) for parameter in rule.parameters.values())

@@ -1,0 +1,187 @@
+"""Zeros trained in by the optimizer: gRDA with a target, and every threshold law."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from espalier._errors import EspalierError
+from espalier.allocate import AbstractAllocation
+from espalier.masks import Masks, named_parameters
+from espalier.methods._base import AbstractMethod, Plan, Rule
+from espalier.optim import CUBIC, AbstractPathLaw, AbstractSchedule, DualAveraging, Law, TargetSparsity
+from espalier.pruning import kept_entries
+from espalier.scores import Evidence, Magnitude, ranked
+
+Decay = Literal["coupled", "decoupled", "prox"]
+
+
+@dataclass(frozen=True)
+class TargetGRDA(AbstractMethod):
+    """gRDA whose threshold follows a schedule of sparsities instead of c and mu.
+
+    Momentum, weight decay and rates are the run's own. See `espalier.optim.TargetSparsity` for the law: after the
+    ramp the count is exact and the mask frozen.
+
+    Args:
+        end: fraction of the run where the target is reached, in (begin, 1].
+        begin: fraction of the run before the ramp, in [0, 1).
+        schedule: shape of the ramp.
+        allocation: how the zeros are spread; None is one threshold for all latents.
+        decay: where weight decay acts; see `espalier.optim.DualAveraging`.
+        min_kept: smallest kept fraction of any tensor, against layer collapse.
+
+    Raises:
+        EspalierError: a value outside its range.
+    """
+
+    end: float = 0.9
+    begin: float = 0.0
+    schedule: AbstractSchedule = CUBIC
+    allocation: AbstractAllocation | None = None
+    decay: Decay = "coupled"
+    min_kept: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin < self.end <= 1:
+            raise EspalierError(
+                f"a ramp begins and ends at fractions of the run with 0 <= begin < end <= 1, got {self.begin:g} and "
+                f"{self.end:g}"
+            )
+
+    def rule(self, model: nn.Module, plan: Plan) -> Rule:
+        """A rule with an optimizer of its own."""
+        return _Thresholded(model, plan, self._law(model, plan), self.decay, self.min_kept, settle=None)
+
+    def _law(self, model: nn.Module, plan: Plan) -> TargetSparsity:
+        kept = None
+        if self.allocation is not None:
+            parameters = named_parameters(model)
+            weights = {name: parameters[name].detach() for name in plan.names}
+            entries = sum(weight.numel() for weight in weights.values())
+            scores = ranked(Magnitude(), Evidence(weights))
+            kept = self.allocation.counts(scores, kept_entries(entries, plan.target))
+        warmup = round(self.begin * plan.steps)
+        return TargetSparsity(
+            plan.target, max(warmup + 1, plan.at(self.end)), self.schedule, warmup, kept=kept
+        )
+
+
+@dataclass(frozen=True)
+class Threshold(AbstractMethod):
+    """A threshold that grows by a law of its own: the paper's gRDA, classical RDA, lasso.
+
+    The law decides how many zeros there are. Where a sparsity is asked for nevertheless, the optimizer is turned to
+    that target at `settle` of the run, by the magnitudes of its latents, and the mask is frozen from there on, so
+    that methods can be compared at equal counts; choose the law so that there is little to correct.
+
+    Args:
+        law: `PowerLaw(c, mu)` is gRDA, `LinearLaw` is RDA, `Lasso` is proximal SGD.
+        paper: threshold every parameter, norms and biases too, as the paper does, instead of the pruned ones.
+        settle: fraction of the run, in (0, 1]; without meaning where no sparsity is asked for.
+        momentum: use the run's momentum; the paper has none.
+        decay: where weight decay acts; see `espalier.optim.DualAveraging`.
+        min_kept: smallest kept fraction of any tensor; not for lasso.
+        freeze_below: freeze when an epoch's churn is at most this.
+
+    Raises:
+        EspalierError: a value outside its range.
+    """
+
+    law: AbstractPathLaw
+    paper: bool = False
+    settle: float = 0.9
+    momentum: bool = True
+    decay: Decay = "coupled"
+    min_kept: float = 0.0
+    freeze_below: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.settle <= 1:
+            raise EspalierError(f"`settle` is a fraction of the run in (0, 1], got {self.settle:g}")
+
+    def rule(self, model: nn.Module, plan: Plan) -> Rule:
+        """A rule with an optimizer of its own."""
+        settle = None if plan.sparsity is None else plan.at(self.settle)
+        return _Thresholded(
+            model,
+            plan,
+            self.law,
+            self.decay,
+            self.min_kept,
+            settle=settle,
+            freeze_below=self.freeze_below,
+            momentum=self.momentum,
+            paper=self.paper,
+        )
+
+
+class _Thresholded(Rule):
+    """A run of the dual-averaging optimizer."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        law: Law,
+        decay: Decay,
+        min_kept: float,
+        *,
+        settle: int | None,
+        freeze_below: float | None = None,
+        momentum: bool = True,
+        paper: bool = False,
+    ) -> None:
+        super().__init__(model, plan)
+        t = plan.training
+        named = [(n, p) for n, p in named_parameters(model).items() if p.requires_grad]
+        pruned = set(plan.names)
+        groups = [
+            {"params": [(n, p) for n, p in named if n in pruned], "prune": True},
+            {"params": [(n, p) for n, p in named if n not in pruned], "prune": paper},
+        ]
+        rate = t.momentum if momentum else 0.0
+        self._optimizer = DualAveraging(
+            [group for group in groups if group["params"]],
+            t.lr,
+            law=law,
+            momentum=rate,
+            nesterov=t.nesterov and rate > 0,
+            weight_decay=t.weight_decay,
+            decay=decay,
+            min_kept=min_kept,
+            freeze_below=freeze_below,
+        )
+        self.settle = settle
+
+    def optimizer(self) -> Optimizer:
+        return self._optimizer
+
+    def before_step(self, step: int) -> None:
+        if step != self.settle:
+            return
+        self._aim(self._optimizer.param_groups[0]["steps"])
+
+    def after_epoch(self, epoch: int) -> None:
+        self._optimizer.mask_report()  # freezes, where it is asked to
+
+    def _aim(self, steps: int) -> None:
+        """Give the pruned group a target that is due at its next step, the one after `steps`."""
+        law = TargetSparsity(self.plan.target, steps=steps + 1, warmup=steps)
+        self._optimizer.param_groups[0]["law"] = law
+
+    def state_dict(self) -> dict[str, Any]:
+        group = self._optimizer.param_groups[0]
+        aimed = self.settle is not None and isinstance(group["law"], TargetSparsity)
+        return {"aimed": group["law"].warmup if aimed else None}
+
+    def load_state_dict(self, state: dict[str, Any], optimizer: Optimizer) -> None:
+        # Before the optimizer's state, which is refused under another law.
+        if state["aimed"] is not None:
+            self._aim(int(state["aimed"]))
+
+    def finish(self) -> Masks:
+        if self.settle is not None:  # a run without steps never came there
+            assert self.plan.steps == 0 or self._optimizer.param_groups[0]["frozen"]
+        return Masks.from_zeros(self.parameters)
