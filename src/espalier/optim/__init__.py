@@ -7,6 +7,8 @@ Needs nothing else of this package, so it can be used alone:
     optimizer = DualAveraging(model.named_parameters(), lr=0.05, law=law, momentum=0.9)
 """
 
+from espalier.optim.calibration import power_law_reaching as power_law_reaching
+from espalier.optim.calibration import threshold_path as threshold_path
 from espalier.optim.dual_averaging import DualAveraging as DualAveraging
 from espalier.optim.grda import GRDA as GRDA
 from espalier.optim.grda import RDA as RDA
@@ -28,3 +30,4 @@ from espalier.optim.report import TensorMask as TensorMask
 from espalier.optim.schedules import CUBIC as CUBIC
 from espalier.optim.schedules import AbstractSchedule as AbstractSchedule
 from espalier.optim.schedules import Polynomial as Polynomial
+from espalier.optim.stopping import Settled as Settled

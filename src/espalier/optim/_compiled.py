@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espalier.optim._kernels import Base, Batch, Kind
+from espalier.optim._kernels import Base, Batch, Kind, by_size, step_all
 
 
 def _graph(
@@ -66,7 +66,21 @@ _compiled: Callable[..., Any] | None = None
 
 
 def step_compiled(batch: Batch, base: Base) -> None:
-    """Update the batch with the compiled graph; made at the first call for these shapes."""
+    """Update the batch with the compiled graph; made at the first call for these shapes.
+
+    On a CPU small tensors are left to the loop: they cost as long to compile as large ones, and save nothing.
+    """
+    rest: Batch | None = batch
+    if batch.moved[0].device.type == "cpu":
+        small, rest = by_size(batch)
+        if small is not None:
+            step_all(small, base)
+    if rest is not None:
+        _run_graph(rest, base)
+
+
+def _run_graph(batch: Batch, base: Base) -> None:
+    """The whole batch by the graph."""
     global _compiled
     if _compiled is None:
         _compiled = torch.compile(_graph, fullgraph=True, dynamic=False)

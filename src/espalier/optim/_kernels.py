@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from espalier.optim.prox import soft_threshold
 Threshold = float | Tensor
 
 _SMALL = 1 << 16  # entries below which a Python call costs more than the arithmetic
+_VECTORS = 64  # entries; a multiple of every machine's vector length
 _CHUNK = 1 << 19  # entries of a piece whose few tensors stay in the cache between the passes
 
 
@@ -72,6 +75,8 @@ def step_all(batch: Batch, base: Base) -> None:
         torch._foreach_mul_(batch.moved, base.shrink)
     if base.betas is not None:
         _adam(batch, grads, base)
+    elif batch.momentum is not None and _fused(batch, grads):
+        _heavy_ball_at_once(batch.moved[0], grads[0], batch.momentum[0], base)
     else:
         torch._foreach_add_(batch.moved, _direction(batch, grads, base), alpha=-base.lr)
     _weights(batch, base.ridge)
@@ -79,13 +84,72 @@ def step_all(batch: Batch, base: Base) -> None:
 
 def step_each(batch: Batch, base: Base) -> None:
     """The same, tensor by tensor and large ones piece by piece, which is kinder to a CPU's cache."""
-    small = [i for i, moved in enumerate(batch.moved) if moved.numel() <= _SMALL]
-    if small:
-        step_all(_pick(batch, small), base)
-    for i, moved in enumerate(batch.moved):
-        if moved.numel() > _SMALL:
-            for piece in _pieces(_pick(batch, [i])):
+    small, large = by_size(batch)
+    if small is not None:
+        step_all(small, base)
+    if large is not None:
+        for i in range(len(large.moved)):
+            for piece in _pieces(_pick(large, [i])):
                 step_all(piece, base)
+
+
+def by_size(batch: Batch) -> tuple[Batch | None, Batch | None]:
+    """The batch's tensors that are not worth a kernel of their own, and the others; None for none."""
+    small = [i for i, moved in enumerate(batch.moved) if moved.numel() <= _SMALL]
+    large = [i for i, moved in enumerate(batch.moved) if moved.numel() > _SMALL]
+    return _pick(batch, small) if small else None, _pick(batch, large) if large else None
+
+
+def _fused(batch: Batch, grads: list[Tensor]) -> bool:
+    """Whether torch's fused SGD can move this one piece with the bits of the loop.
+
+    It reads and writes each entry once where the loop passes over it three times. Off whole vectors its last
+    entries are rounded once instead of twice.
+    """
+    moved = batch.moved[0]
+    return (
+        len(batch.moved) == 1
+        and moved.numel() > _SMALL
+        and moved.numel() % _VECTORS == 0
+        and moved.device.type == "cpu"
+        and moved.is_contiguous()
+        and grads[0].is_contiguous()
+        and moved.dtype in {torch.float32, torch.float64}
+        and _fused_has_the_loops_bits()
+    )
+
+
+@lru_cache
+def _fused_has_the_loops_bits() -> bool:
+    """Whether this machine's fused kernel rounds like the loop; asked once."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype, nesterov in product((torch.float32, torch.float64), (False, True)):
+        start = [torch.randn(64 * _VECTORS, generator=generator, dtype=dtype) for _ in range(3)]
+        fused, loop = [tensor.clone() for tensor in start], [tensor.clone() for tensor in start]
+        base = Base(0.1, 0.9, nesterov, None, 1e-8, 0.0, 1.0, 0.0, maximize=False)
+        _heavy_ball_at_once(fused[0], fused[1], fused[2], base)
+        loop[2].mul_(base.momentum).add_(loop[1])
+        direction = loop[1].add(loop[2], alpha=base.momentum) if nesterov else loop[2]
+        loop[0].add_(direction, alpha=-base.lr)
+        if not all(torch.equal(a, b) for a, b in zip(fused, loop, strict=True)):
+            return False
+    return True
+
+
+def _heavy_ball_at_once(moved: Tensor, grad: Tensor, momentum: Tensor, base: Base) -> None:
+    """Heavy ball or Nesterov in one pass over the memory."""
+    torch._fused_sgd_(
+        [moved],
+        [grad],
+        [momentum],
+        weight_decay=0.0,
+        momentum=base.momentum,
+        lr=base.lr,
+        dampening=0.0,
+        nesterov=base.nesterov,
+        maximize=False,
+        is_first_step=False,
+    )
 
 
 def _direction(batch: Batch, grads: list[Tensor], base: Base) -> list[Tensor]:

@@ -1,7 +1,6 @@
 """The optimizer: latent + base step + threshold law + prox."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -9,26 +8,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
-from espalier.optim import _members
-from espalier.optim._compiled import step_compiled
-from espalier.optim._groups import (
-    BUFFERS,
-    Group,
-    base_step,
-    buffers,
-    named,
-    prunes,
-    ridge,
-    threshold_of,
-    tick,
-    wide,
-)
-from espalier.optim._kernels import Base, Batch, Kind, step_all, step_each
+from espalier.optim import _members, _saving
+from espalier.optim._batches import batches, kernel, start
+from espalier.optim._groups import BUFFERS, Group, named, prunes, ridge, tick
 from espalier.optim._members import Member
 from espalier.optim._sharding import local, sum_rows
 from espalier.optim.laws import AbstractPathLaw, Law, TargetSparsity
 from espalier.optim.options import check_gradient, check_group, check_parameter
 from espalier.optim.report import MaskReport, TensorMask
+from espalier.optim.stopping import Settled
 
 _GUARD_EVERY = 32  # steps between two searches of the ceilings that `min_kept` sets
 
@@ -99,7 +87,8 @@ class DualAveraging(Optimizer):
         prune: True or False thresholds all or none of a group.
         min_kept: in [0, 1): no tensor keeps a smaller fraction. Searched every 32 steps from a sample, hence
             approximate between; exact when a target freezes. Needs a law with a latent.
-        freeze_below: `mask_report` freezes when the churn since the report before it is at most this.
+        freeze_below: `mask_report` freezes a group when the churn since the report before it is at most this; a
+            `Settled` asks for several such reports in a row, or for no regrowth.
         maximize: ascend.
         foreach: all tensors of an operation at once. Default: yes on accelerators; on a CPU tensor by tensor
             in pieces of a cache's size, which gives the same bits.
@@ -136,7 +125,7 @@ class DualAveraging(Optimizer):
         scope: Literal["weights", "paper"] = "weights",
         prune: bool | None = None,
         min_kept: float = 0.0,
-        freeze_below: float | None = None,
+        freeze_below: float | Settled | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         compiled: bool = False,
@@ -158,7 +147,7 @@ class DualAveraging(Optimizer):
             "foreach": foreach,
             "compiled": compiled,
         }
-        clock = {"steps": 0, "time": 0.0, "threshold": 0.0, "frozen": False}
+        clock = {"steps": 0, "time": 0.0, "threshold": 0.0, "calm": 0, "frozen": False}
         super().__init__(params, {**options, **clock})
 
     def add_param_group(self, param_group: Group) -> None:
@@ -204,8 +193,8 @@ class DualAveraging(Optimizer):
         for law, groups in pools:
             self._search(law, groups)
         for group in self.param_groups:
-            for batch, base in self._batches(group):
-                _path(group, batch)(batch, base)
+            for batch, base in batches(group, self.state):
+                kernel(group, batch)(batch, base)
         for law, groups in pools:
             if groups[0]["steps"] >= law.steps:
                 self._settle(law, groups)
@@ -272,71 +261,13 @@ class DualAveraging(Optimizer):
 
     def _start(self, group: Group) -> None:
         """Make the state of parameters that meet their first gradient; refresh the guard's ceilings."""
-        dual = group["law"].dual and not group["frozen"]
         for name, parameter in named(self.param_groups, group):
-            if parameter.grad is None:
-                continue
-            check_gradient(parameter.grad, name)
-            state = self.state[parameter]
-            master = wide(parameter.dtype)
-            if (
-                "latent" not in state
-                and "mask" not in state
-                and ((dual and prunes(group, parameter)) or master)
-            ):
-                state["latent"] = parameter.detach().clone().to(master or parameter.dtype)
-            for buffer in buffers(group):
-                if buffer not in state:
-                    state[buffer] = torch.zeros_like(parameter, dtype=master or parameter.dtype)
-        if isinstance(group["law"], AbstractPathLaw) and dual and group["min_kept"]:
-            members = self._members(group)
-            if members and group["steps"] % _GUARD_EVERY == 0:
-                _members.set_ceilings(members, _members.limits(members, [group["min_kept"]] * len(members)))
-
-    def _batches(self, group: Group) -> Iterator[tuple[Batch, Base]]:
-        """The group's parameters that have a gradient, by what can be updated together."""
-        alike: defaultdict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-        for parameter in group["params"]:
             if parameter.grad is not None:
-                kind = self._kind(group, parameter)
-                separate = "latent" in self.state[parameter]
-                alike[kind, separate, parameter.device, parameter.dtype, parameter.grad.dtype].append(
-                    parameter
-                )
-        for (kind, separate, *_), parameters in alike.items():
-            yield self._batch(group, kind, separate, parameters), base_step(group, kind)
-
-    def _kind(self, group: Group, parameter: Tensor) -> Kind:
-        """How this parameter's weights follow from what the base step moves."""
-        if "mask" in self.state[parameter]:
-            return Kind.MASKED
-        if group["frozen"] or not prunes(group, parameter):
-            return Kind.DENSE
-        return Kind.LATENT if group["law"].dual else Kind.LAST
-
-    def _batch(self, group: Group, kind: Kind, separate: bool, parameters: list[Tensor]) -> Batch:
-        """Local tensors of parameters that are updated together."""
-        states = [self.state[parameter] for parameter in parameters]
-        keys = buffers(group)
-        for state in states:
-            state["step"] = state.get("step", 0) + 1
-
-        def listed(key: str, wanted: bool) -> list[Tensor] | None:
-            return [local(state[key]) for state in states] if wanted else None
-
-        weights = [local(parameter.detach()) for parameter in parameters]
-        return Batch(
-            kind=kind,
-            moved=[local(state["latent"]) for state in states] if separate else weights,
-            grads=[local(parameter.grad) for parameter in parameters if parameter.grad is not None],
-            weights=weights if separate else None,
-            momentum=listed("momentum_buffer", "momentum_buffer" in keys),
-            first=listed("exp_avg", "exp_avg" in keys),
-            second=listed("exp_avg_sq", "exp_avg_sq" in keys),
-            masks=listed("mask", kind is Kind.MASKED),
-            ages=[state["step"] for state in states],
-            thresholds=[threshold_of(group, state) for state in states],
-        )
+                check_gradient(parameter.grad, name)
+                start(group, parameter, self.state[parameter])
+        guarded = group["min_kept"] and isinstance(group["law"], AbstractPathLaw) and not group["frozen"]
+        if guarded and group["steps"] % _GUARD_EVERY == 0 and (members := self._members(group)):
+            _members.set_ceilings(members, _members.limits(members, [group["min_kept"]] * len(members)))
 
     # --- masks
     # --------------------------------------------------------------------------------------------------
@@ -351,9 +282,7 @@ class DualAveraging(Optimizer):
         """
         for group in self.param_groups:
             if not group["frozen"]:
-                for member in self._members(group):
-                    _members.fix(member, local(member.parameter.detach()) != 0)
-                group["frozen"] = True
+                self._fix(group)
 
     @property
     def frozen(self) -> bool:
@@ -367,7 +296,7 @@ class DualAveraging(Optimizer):
             for key in ("latent", "step", "threshold", "ceiling", *BUFFERS):
                 state.pop(key, None)
         for group in self.param_groups:
-            group.update(steps=0, time=0.0, threshold=0.0)
+            group.update(steps=0, time=0.0, threshold=0.0, calm=0)
 
     @torch.no_grad()
     def mask_report(self) -> MaskReport:
@@ -392,28 +321,31 @@ class DualAveraging(Optimizer):
         return MaskReport(tensors, first=first, frozen=self.frozen)
 
     def _freeze_settled(self, tensors: dict[str, TensorMask]) -> None:
-        """Freeze groups whose mask hardly changed."""
+        """Freeze groups whose mask has settled."""
         for group in self.param_groups:
-            members = self._members(group)
-            if group["frozen"] or group["freeze_below"] is None or not members:
+            rule, members = group["freeze_below"], self._members(group)
+            if group["frozen"] or rule is None or not members:
                 continue
-            found = MaskReport(
-                {member.name: tensors[member.name] for member in members}, first=False, frozen=False
-            )
-            if found.zeros and found.churn <= group["freeze_below"]:
-                for member in members:
-                    _members.fix(member, local(member.parameter.detach()) != 0)
-                group["frozen"] = True
+            if not isinstance(rule, Settled):
+                rule = Settled(rule)
+            own = {member.name: tensors[member.name] for member in members}
+            calm = rule.calm(MaskReport(own, first=False, frozen=False))
+            group["calm"] = group["calm"] + 1 if calm else 0
+            if group["calm"] >= rule.reports:
+                self._fix(group)
+
+    def _fix(self, group: Group) -> None:
+        """Freeze a group at the zeros it has."""
+        for member in self._members(group):
+            _members.fix(member, local(member.parameter.detach()) != 0)
+        group["frozen"] = True
 
     # --- saving
     # -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """The state as tensors and plain numbers, fit for `torch.load(weights_only=True)`; laws as their `repr`."""
-        state = super().state_dict()
-        for group in state["param_groups"]:
-            group["law"] = repr(group["law"])
-        return state
+        return _saving.portable(super().state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state; the steps that follow are those of the uninterrupted run, bit for bit.
@@ -428,53 +360,14 @@ class DualAveraging(Optimizer):
             EspalierError: the state was saved under another law.
             ValueError: the groups differ (torch's message).
         """
-        handle = self.register_load_state_dict_pre_hook(_remember)
-        self.__dict__["_laws"] = [group["law"] for group in self.param_groups]
+        handle = self.register_load_state_dict_pre_hook(_saving.remember)
         try:
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-            self.__dict__.pop("_incoming", None)
-            self.__dict__.pop("_laws", None)
+            _saving.forget(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Undo what torch's loading does to dtypes, before anybody's load hook sees the state."""
         super().__setstate__(state)
-        if (incoming := self.__dict__.get("_incoming")) is not None:
-            saved = [index for group in incoming["param_groups"] for index in group["params"]]
-            live = [parameter for group in self.param_groups for parameter in group["params"]]
-            for index, parameter in zip(saved, live, strict=True):
-                if index in incoming["state"]:
-                    self.state[parameter] = _restored(incoming["state"][index], parameter)
-            for group, law in zip(self.param_groups, self.__dict__["_laws"], strict=True):
-                group["law"] = law
-
-
-def _remember(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Load pre-hook: refuse other laws, keep the state as saved for `__setstate__`."""
-    for group, saved in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
-        law = saved.get("law")
-        if law != repr(group["law"]):
-            raise EspalierError(
-                f"the state was saved under {law or 'another optimizer, without a law'}, but this optimizer has"
-                f" {group['law']!r}; build it with the same law"
-            )
-    optimizer.__dict__["_incoming"] = state_dict
-
-
-def _restored(saved: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Copies of saved values on the parameter's device."""
-    return {
-        key: value.to(device=parameter.device, copy=True) if isinstance(value, Tensor) else value
-        for key, value in saved.items()
-    }
-
-
-def _path(group: Group, batch: Batch) -> Callable[[Batch, Base], None]:
-    """Which implementation of the step a batch takes."""
-    if group["compiled"]:
-        return step_compiled
-    foreach = group["foreach"]
-    if foreach is None:
-        foreach = batch.moved[0].device.type != "cpu"
-    return step_all if foreach else step_each
+        _saving.put_back(self)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from espalier._errors import EspalierError
 from espalier.optim.laws import Law, TargetSparsity
+from espalier.optim.stopping import Settled
 
 DECAYS = ("coupled", "decoupled", "prox")
 SCOPES = ("weights", "paper")
@@ -81,7 +82,11 @@ def _check_freezing(group: dict[str, Any]) -> None:
     level = group["freeze_below"]
     if level is None:
         return
-    if not 0 <= level <= 1:
+    if not isinstance(level, int | float | Settled):
+        raise EspalierError(
+            f"`freeze_below` is {level!r}; give a fraction of the entries, such as 0.001, or a Settled"
+        )
+    if not isinstance(level, Settled) and not 0 <= level <= 1:
         raise EspalierError(f"`freeze_below` is {level}; it is a fraction of the entries, in [0, 1]")
     if isinstance(group["law"], TargetSparsity):
         raise EspalierError(
