@@ -19,6 +19,7 @@ from benchmarks._measure import Goal, Part
 from benchmarks.inspect_speed import curve, gaussian, histogram, sharded
 from benchmarks.optim_step import optimizer_step
 from benchmarks.sparse_file import sparse_file
+from benchmarks.training_step import training_step
 
 OUT = Path(__file__).parents[1] / "results" / "benchmarks.json"
 
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[bool], Part]] = {
     "gaussian": gaussian,
     "sparse_file": sparse_file,
     "optimizer_step": optimizer_step,
+    "training_step": training_step,
     "sharded": sharded,
 }
 
