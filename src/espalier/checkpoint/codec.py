@@ -1,157 +1,252 @@
-"""Masks as few bytes: a bitmask or gaps between stored entries, packed with deflate.
+"""Masks as few bytes that are fast to read: a bitmask, or positions cut into low bits and a bitmap of high parts.
 
-Pure functions on NumPy arrays; `docs/sparse-format.md` specifies what they write. Both codes are read and
-written in blocks, so that memory is bounded by a block whatever the size of the tensor.
+Pure functions on NumPy arrays; `docs/sparse-format.md` specifies what they write. A mask is written and read in
+blocks, so that memory is bounded by a block whatever the size of the tensor. How a block is written follows from
+how many of its entries are stored, so a block needs no header but that number.
 """
 
-import itertools
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Code = Literal["bits", "gaps"]
-Bits = NDArray[np.uint8]
+Packing = Literal["none", "zlib"]
+Bytes = NDArray[np.uint8]
+Index = NDArray[np.int64]
+Read = Callable[[int], bytes]
 
-BLOCK = 1 << 20
-"""Entries read or written at a time; a multiple of 8, so that blocks of the bitmask begin at whole bytes."""
+BLOCK = 1 << 18
+"""Entries of a block. Part of the format; large enough to hide the cost of a call, small enough for the cache."""
 
-Block = tuple[int, NDArray[np.int64]]
-"""Entries of a block, and the positions in it of those that are stored."""
+Block = tuple[int, Index]
+"""Entries of a block, and the positions in it of those that are stored, ascending."""
 
-_SAMPLE = 1 << 16  # bytes of bitmask on which the codes are tried
-_ESCAPE = 255
-# Huffman-only wins on masks without structure (within 2 % of their entropy), matching on masks with (N:M, channels);
-# a mask of half zeros does not shrink, and storing it is ten times faster than finding that out.
-_STRATEGIES = (
-    (0, zlib.Z_DEFAULT_STRATEGY),
-    (6, zlib.Z_HUFFMAN_ONLY),
-    (6, zlib.Z_RLE),
-    (4, zlib.Z_DEFAULT_STRATEGY),
-)
-_STORED_BONUS = 0.99
+_COUNT = 4  # bytes of the number of stored entries before each block
+_SUM = 4  # bytes of the checksum after the last block
+_SAMPLE = 1 << 13  # bytes on which deflate is tried, from two places
+_WORTH = 32  # deflate must save one part in so many of mask and values: it costs more time than reading them
+_STRATEGIES = ((6, zlib.Z_HUFFMAN_ONLY), (6, zlib.Z_RLE), (4, zlib.Z_DEFAULT_STRATEGY))
+_RANKS: Index = np.arange(BLOCK)
 
 
 class CodecError(ValueError):
     """The bytes are not what an encoder writes; the caller adds file and tensor."""
 
 
-@dataclass(frozen=True)
-class PackedMask:
-    """A mask at rest.
-
-    Args:
-        code: "bits" or "gaps".
-        length: bytes before deflate.
-        data: the zlib stream.
-    """
-
-    code: Code
-    length: int
-    data: bytes
-
-
-def encode_mask(bits: Bits, entries: int) -> PackedMask:
-    """Pack a bitmask by the code and deflate strategy that win on a sample of it.
-
-    Args:
-        bits: ceil(entries / 8) bytes, one bit an entry, the first entry in the lowest bit; padding bits are
-            0.
-        entries: number of entries, at least 1.
-    """
-    sample = _sample(bits)
-    raw: dict[Code, bytes] = {"bits": sample.tobytes(), "gaps": b"".join(_gaps(sample, len(sample) * 8))}
-    code, how = min(itertools.product(raw, _STRATEGIES), key=lambda trial: _cost(raw[trial[0]], *trial[1]))
-    pieces = iter([bits.tobytes()]) if code == "bits" else _gaps(bits, entries)
-    return PackedMask(code, *_deflate(pieces, *how))
-
-
-def _cost(raw: bytes, level: int, strategy: int) -> float:
-    return len(_deflate(iter([raw]), level, strategy)[1]) * (1 if level else _STORED_BONUS)
-
-
-def _sample(bits: Bits) -> Bits:
-    if len(bits) <= 2 * _SAMPLE:
-        return bits
-    middle = len(bits) // 2
-    return np.concatenate([bits[:_SAMPLE], bits[middle : middle + _SAMPLE]])
-
-
-def _deflate(pieces: Iterator[bytes], level: int, strategy: int) -> tuple[int, bytes]:
-    packer = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
-    length, packed = 0, []
-    for piece in pieces:
-        length += len(piece)
-        packed.append(packer.compress(piece))
-    return length, b"".join([*packed, packer.flush()])
-
-
-def _gaps(bits: Bits, entries: int) -> Iterator[bytes]:
-    """Zeros before each stored entry, and after the last; 255 is 255 zeros and goes on.
-
-    The gap after the last entry makes the length of the code grow with the tensor, so that a few bytes cannot
-    claim a tensor of any size.
-    """
-    last = -1
+def sizes(entries: int) -> Iterator[int]:
+    """Entries of each block of a tensor: `BLOCK`, and the rest."""
     for start in range(0, entries, BLOCK):
-        block = np.unpackbits(bits[start // 8 : (start + BLOCK) // 8], bitorder="little")
-        index = np.flatnonzero(block.view(np.bool_)) + start
-        if not len(index):
-            continue
-        yield _escaped(np.diff(index, prepend=last) - 1)
-        last = int(index[-1])
-    yield _escaped(np.array([entries - 1 - last]))
+        yield min(BLOCK, entries - start)
 
 
-def _escaped(gaps: NDArray[np.int64]) -> bytes:
-    if gaps.max() < _ESCAPE:
-        return gaps.astype(np.uint8).tobytes()
-    escapes = gaps // _ESCAPE
-    out = np.full(int(escapes.sum()) + len(gaps), _ESCAPE, np.uint8)
-    out[np.cumsum(escapes + 1) - 1] = gaps % _ESCAPE
-    return out.tobytes()
+def block_length(entries: int, stored: int) -> int:
+    """Bytes of a block, without the number before it."""
+    if stored in (0, entries):
+        return 0
+    if 4 * stored >= entries:
+        return -(-entries // 8)
+    low = low_bits(entries, stored)
+    return low * -(-stored // 8) + -(-(stored + (entries - 1 >> low) + 1) // 8)
 
 
-def decode_mask(code: str, length: int, entries: int, read: Callable[[int], bytes]) -> Iterator[Block]:
-    """Unpack a mask in blocks of `BLOCK` entries (the last one shorter).
+def low_bits(entries: int, stored: int) -> int:
+    """Bits of a position that are written as they are: floor(log2(entries / stored))."""
+    return (entries // stored).bit_length() - 1
 
-    Each block comes as its number of entries and the positions of the stored ones in it, ascending.
 
-    Nothing is allocated beyond a block and what the stream really holds: a stream that inflates to more than
-    `length` bytes is refused, not inflated.
+def mask_length(entries: int, counts: list[int]) -> int:
+    """Bytes of a mask before deflate; `counts` are the stored entries of each block."""
+    blocks = zip(sizes(entries), counts, strict=True)
+    return sum(_COUNT + block_length(size, stored) for size, stored in blocks) + _SUM
+
+
+def count_blocks(flat: NDArray[Any]) -> list[int]:
+    """Entries of each block that are not zero."""
+    return [int(np.count_nonzero(flat[at : at + BLOCK])) for at in range(0, len(flat), BLOCK)]
+
+
+def encode_blocks(flat: NDArray[Any], counts: list[int], values: NDArray[Any]) -> Bytes:
+    """The mask of what is not zero; the entries themselves are written to `values`, in order.
 
     Args:
-        code: "bits" or "gaps".
-        length: bytes after inflating.
-        entries: entries of the mask.
-        read: gives the next bytes of the zlib stream, at most as many as asked, b"" at its end.
+        flat: the entries, integers.
+        counts: `count_blocks(flat)`.
+        values: as many entries as are not zero, of the same dtype.
+    """
+    mask = np.empty(mask_length(len(flat), counts), np.uint8)
+    at = done = 0
+    for start, stored in zip(range(0, len(flat), BLOCK), counts, strict=True):
+        block = flat[start : start + BLOCK]
+        mask[at : at + _COUNT] = np.frombuffer(stored.to_bytes(_COUNT, "little"), np.uint8)
+        at += _COUNT
+        end = at + block_length(len(block), stored)
+        kept = block != 0
+        index = np.flatnonzero(kept)
+        # "clip" because "raise" goes through a buffer; no index is out of range.
+        np.take(block, index, out=values[done : done + stored], mode="clip")
+        if end > at:
+            mask[at:end] = _encode_block(kept, index)
+        at, done = end, done + stored
+    mask[at:] = np.frombuffer(zlib.crc32(mask[:at].data).to_bytes(_SUM, "little"), np.uint8)
+    return mask
+
+
+def _encode_block(kept: NDArray[np.bool_], index: Index) -> Bytes:
+    entries, stored = len(kept), len(index)
+    if 4 * stored >= entries:
+        return np.packbits(kept, bitorder="little")
+    low = low_bits(entries, stored)
+    high = np.zeros(stored + (entries - 1 >> low) + 1, np.bool_)
+    high[(index >> low) + _RANKS[:stored]] = True
+    rest = index.astype(np.uint32)
+    planes = [np.packbits((rest >> k & 1).astype(np.bool_), bitorder="little") for k in range(low)]
+    return np.concatenate([*planes, np.packbits(high, bitorder="little")])
+
+
+def deflate(mask: Bytes, others: int) -> bytes | None:
+    """The mask as a zlib stream; None where that would save too little of mask and `others` (bytes) together.
+
+    Random zeros gain nothing; patterns (N:M, whole channels) do. Tried on a sample first.
+    """
+    half = len(mask) // 2
+    sample = (
+        mask if len(mask) <= 2 * _SAMPLE else np.concatenate([mask[:_SAMPLE], mask[half : half + _SAMPLE]])
+    )
+    tried = [(len(_packed(sample, *how)), how) for how in _STRATEGIES]
+    least, how = min(tried)
+    saved = (1 - least / len(sample)) * len(mask)
+    if saved * _WORTH < len(mask) + others:
+        return None
+    packed = _packed(mask, *how)
+    return packed if (len(mask) - len(packed)) * _WORTH >= len(mask) + others else None
+
+
+def _packed(raw: Bytes, level: int, strategy: int) -> bytes:
+    packer = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
+    return packer.compress(raw.data) + packer.flush()
+
+
+def decode_mask(packing: Packing, length: int, entries: int, read: Read) -> Iterator[Block]:
+    """Unpack a mask block by block.
+
+    Nothing is allocated beyond a block: a stream that inflates to more than `length` bytes is refused, not
+    inflated.
+
+    Args:
+        packing: "none" or "zlib".
+        length: bytes of the mask, after inflating.
+        entries: entries of the tensor.
+        read: gives the next bytes of the mask as stored, at most as many as asked, b"" at its end.
 
     Raises:
-        CodecError: the stream is not such a mask.
+        CodecError: the bytes are not such a mask.
     """
-    inflate = _Inflate(length, read)
-    blocks = _bit_blocks if code == "bits" else _gap_blocks
+    stream = _Plain(length, read) if packing == "none" else _Inflate(length, read)
+    found = 0
     try:
-        yield from blocks(inflate, entries)
-        inflate.finish()
+        for size in sizes(entries):
+            number = stream.take(_COUNT)
+            stored = int.from_bytes(number, "little")
+            if stored > size:
+                raise CodecError(f"a block of {size} entries claims to store {stored}")
+            raw = stream.take(block_length(size, stored))
+            found = zlib.crc32(raw, zlib.crc32(number, found))
+            yield size, _decode_block(np.frombuffer(raw, np.uint8), size, stored)
+        if int.from_bytes(stream.take(_SUM), "little") != found:
+            raise CodecError("the checksum of the mask is wrong")
+        stream.finish()
     except zlib.error as error:
         raise CodecError(f"the mask does not inflate ({error})") from None
 
 
-class _Inflate:
-    """A zlib stream of known inflated length, read piece by piece."""
+def _decode_block(raw: Bytes, entries: int, stored: int) -> Index:
+    if stored in (0, entries):
+        return _RANKS[:stored]
+    low = low_bits(entries, stored)
+    plane = -(-stored // 8)
+    plain = 4 * stored >= entries
+    index = _ones(raw if plain else raw[low * plane :])
+    if len(index) != stored:
+        raise CodecError(f"a block says that it stores {stored} entries, its mask keeps {len(index)}")
+    if not plain:
+        index -= _RANKS[:stored]
+        if int(index[-1]) > entries - 1 >> low:
+            raise CodecError("a block keeps an entry after its last one")
+        index <<= low
+        index |= _planes(raw[: low * plane].reshape(low, plane), stored)
+    # Low bits can only lead past the end of a block that is no multiple of their range.
+    last = int(index[-1] if plain or not entries % (1 << low) else index.max())
+    if last >= entries:
+        raise CodecError("a block keeps an entry after its last one")
+    return index
 
-    def __init__(self, length: int, read: Callable[[int], bytes]) -> None:
-        self.left = length
+
+def _ones(bits: Bytes) -> Index:
+    return np.flatnonzero(np.unpackbits(bits, bitorder="little").view(np.bool_))
+
+
+def _planes(planes: Bytes, count: int) -> NDArray[Any]:
+    """Numbers from their bits: row k holds bit k of each."""
+    bits = np.unpackbits(planes, axis=1, count=count, bitorder="little")
+    numbers: NDArray[Any] = bits[0]
+    for k in range(1, len(bits)):
+        # Eight bits at a time fit into a byte: these sums are most of the work where little is stored.
+        if k % 8 == 0:
+            numbers = numbers.astype(np.uint32)
+        numbers = numbers | (bits[k] << k if k < 8 else bits[k].astype(np.uint32) << k)
+    return numbers
+
+
+class _Stream(ABC):
+    """The bytes of a mask, of known length, read piece by piece."""
+
+    def __init__(self, length: int, read: Read) -> None:
+        self._left = length
         self._read = read
-        self._stream = zlib.decompressobj()
-        self._packed = b""
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
+        self._left -= count
+        if self._left < 0:
+            raise CodecError("the mask is longer than it says")
+        return self._take(count)
+
+    def finish(self) -> None:
+        """Check that nothing is left."""
+        if self._left or self._rest():
+            raise CodecError("there are bytes after the mask")
+
+    @abstractmethod
+    def _take(self, count: int) -> bytes: ...
+
+    @abstractmethod
+    def _rest(self) -> bool: ...
+
+
+class _Plain(_Stream):
+    def _take(self, count: int) -> bytes:
+        piece = self._read(count)
+        while len(piece) < count:
+            more = self._read(count - len(piece))
+            if not more:
+                raise CodecError("the mask ends early")
+            piece += more
+        return piece
+
+    def _rest(self) -> bool:
+        return bool(self._read(1))
+
+
+class _Inflate(_Stream):
+    def __init__(self, length: int, read: Read) -> None:
+        super().__init__(length, read)
+        self._stream = zlib.decompressobj()
+        self._packed = b""
+
+    def _take(self, count: int) -> bytes:
         out = bytearray()
         while len(out) < count:
             self._packed = self._packed or self._read(1 << 16)
@@ -160,63 +255,13 @@ class _Inflate:
                 raise CodecError("the mask ends early")
             self._packed = self._stream.unconsumed_tail
             out += piece
-        self.left -= count
         return bytes(out)
 
-    def finish(self) -> None:
-        """Check that the stream ends here, checksum included; zero bytes may pad it."""
+    def _rest(self) -> bool:
+        # Checking the checksum of the stream may take bytes that give none.
         while not self._stream.eof:
             self._packed = self._packed or self._read(1 << 16)
             if not self._packed or self._stream.decompress(self._packed, 1):
-                raise CodecError("the mask goes on after its end, or its checksum is missing")
+                return True
             self._packed = self._stream.unconsumed_tail
-        rest = self._stream.unused_data
-        while rest:
-            if rest.strip(b"\0"):
-                raise CodecError("there are bytes after the mask")
-            rest = self._read(1 << 16)
-
-
-def _bit_blocks(inflate: _Inflate, entries: int) -> Iterator[Block]:
-    for start in range(0, entries, BLOCK):
-        count = min(BLOCK, entries - start)
-        raw = np.frombuffer(inflate.take((count + 7) // 8), np.uint8)
-        index = np.flatnonzero(np.unpackbits(raw, bitorder="little").view(np.bool_))
-        if len(index) and index[-1] >= count:
-            raise CodecError("the padding after the last entry is not zero")
-        yield count, index
-
-
-def _gap_blocks(inflate: _Inflate, entries: int) -> Iterator[Block]:
-    source = _indices(inflate, entries)
-    ready = np.empty(0, np.int64)
-    for start in range(0, entries, BLOCK):
-        end = min(start + BLOCK, entries)
-        while not len(ready) or ready[-1] < end:
-            more = next(source, None)
-            if more is None:
-                break
-            ready = np.concatenate([ready, more])
-        cut = int(np.searchsorted(ready, end))
-        yield end - start, ready[:cut] - start
-        ready = ready[cut:]
-    if next(source, None) is not None:
-        raise CodecError("there are gaps after the last entry")
-
-
-def _indices(inflate: _Inflate, entries: int) -> Iterator[NDArray[np.int64]]:
-    position = 0  # zeros and stored entries passed so far
-    while inflate.left:
-        raw = np.frombuffer(inflate.take(min(inflate.left, BLOCK)), np.uint8)
-        ends = raw != _ESCAPE
-        passed = position + np.cumsum(raw, dtype=np.int64)
-        index = passed if ends.all() else passed.take(np.flatnonzero(ends))
-        index = index + np.arange(len(index))
-        position = int(passed[-1]) + len(index)
-        if not inflate.left:
-            if not ends[-1] or index[-1] != entries:
-                raise CodecError("the last gap does not lead to the last entry")
-            index = index[:-1]
-        if len(index) and index[-1] >= entries:
-            raise CodecError("a gap leads past the last entry")
-        yield index
+        return bool(self._stream.unused_data or self._read(1))

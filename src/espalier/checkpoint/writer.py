@@ -118,7 +118,7 @@ class _Plan:
                 self._table[mask] = _row(torch.uint8, (end,), end, end)
                 self._table[values] = _row(info.dtype, (end,), end, end)
                 number = info.entries * 2 + 1000
-                self._map[name] = Entry("BF16", list(info.shape), number, "bits", number, mask, values)
+                self._map[name] = Entry("BF16", list(info.shape), number, "none", number, mask, values)
         room = len(self._header()) + 16 * len(self._map)
         self._table, self._map = {}, {}
         return -(-room // 8) * 8
