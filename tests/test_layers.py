@@ -24,7 +24,7 @@ LAYERS = [
     {"data", "models"},
     {"_forward", "evaluation", "likeness", "recalibration", "budget"},
     {"train", "methods"},
-    {"finetuning"},
+    {"finetuning", "pruned_training", "recipe"},
     {"landscape", "directional"},
     {"report"},
     {"cli"},

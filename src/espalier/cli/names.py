@@ -82,37 +82,34 @@ def nm_pattern(word: str) -> tuple[int, int]:
 
 def model(word: str, classes: int, checkpoint: "AbstractCheckpoint", source: str) -> "Filled":
     """A network by name, for data with that many classes, filled from a checkpoint that messages call `source`."""
-    from espalier.models import (
-        VGG16,
-        CifarResNet,
-        DigitsCNN,
-        LeNet5,
-        WideResNet,
-        fill,
-        imported,
-        load_hf,
-        torchvision_model,
-    )
+    from espalier.models import fill, load_hf
 
     if word.startswith("hf:"):
         return load_hf(word.removeprefix("hf:"), checkpoint, source)
+    return fill(network(word, classes), checkpoint.state_dict(), source)
+
+
+def network(word: str, classes: int) -> "nn.Module":
+    """A network by name, for data with that many classes, as it is initialized."""
+    from espalier.models import VGG16, CifarResNet, DigitsCNN, LeNet5, WideResNet, imported, torchvision_model
+
+    if word.startswith("hf:"):
+        raise EspalierError(f"{word} is a folder with weights of its own: use it with a checkpoint")
     if word.startswith("torchvision:"):
-        network = torchvision_model(word.removeprefix("torchvision:"), classes)
-    elif ":" in word:
-        network = imported(word)
-    else:
-        table: dict[str, Callable[[], nn.Module]] = {
-            "lenet5": partial(LeNet5, classes),
-            "digits_cnn": partial(DigitsCNN, classes),
-            **{f"resnet{depth}": partial(CifarResNet, depth, classes) for depth in (20, 32, 44, 56, 110)},
-            "vgg16": partial(VGG16, classes),
-            "wrn28x10": partial(WideResNet, 28, 10, classes),
-        }
-        # Any depth and width; "+bias" as in the directional pruning paper.
-        if wide := re.fullmatch(r"wrn(\d+)x(\d+)(\+bias)?", word):
-            table[word] = partial(WideResNet, int(wide[1]), int(wide[2]), classes, bias=bool(wide[3]))
-        network = look_up("model", word, table)()
-    return fill(network, checkpoint.state_dict(), source)
+        return torchvision_model(word.removeprefix("torchvision:"), classes)
+    if ":" in word:
+        return imported(word)
+    table: dict[str, Callable[[], nn.Module]] = {
+        "lenet5": partial(LeNet5, classes),
+        "digits_cnn": partial(DigitsCNN, classes),
+        **{f"resnet{depth}": partial(CifarResNet, depth, classes) for depth in (20, 32, 44, 56, 110)},
+        "vgg16": partial(VGG16, classes),
+        "wrn28x10": partial(WideResNet, 28, 10, classes),
+    }
+    # Any depth and width; "+bias" as in the directional pruning paper.
+    if wide := re.fullmatch(r"wrn(\d+)x(\d+)(\+bias)?", word):
+        table[word] = partial(WideResNet, int(wide[1]), int(wide[2]), classes, bias=bool(wide[3]))
+    return look_up("model", word, table)()
 
 
 def dataset(word: str, root: Path | None, *, limit: int | None = None, validation: float = 0.1) -> "Dataset":

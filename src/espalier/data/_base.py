@@ -360,7 +360,7 @@ def data_folder(data: str | Path | None = None) -> Path:
     given = data if data is not None else os.environ.get("ESPALIER_DATA")
     if given is None:
         raise EspalierError(
-            "no data folder: set ESPALIER_DATA or give --data with the folder that holds the data set"
+            "no data folder: set ESPALIER_DATA or give --data-root, the folder that holds the data set"
         )
     folder = Path(given)
     if not folder.is_dir():

@@ -152,7 +152,11 @@ class History:
         return self.epochs[-1]
 
 
-class Diverged(EspalierError):
+class Failed(EspalierError):
+    """A run that will not go on: it is marked failed in its folder."""
+
+
+class Diverged(Failed):
     """The loss became infinite or NaN: the run is marked failed, the last good checkpoint is kept.
 
     Args:

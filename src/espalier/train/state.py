@@ -11,7 +11,7 @@ from torch import Tensor
 
 from espalier._errors import EspalierError, first_line
 from espalier.checkpoint.atomic import atomic, save_torch
-from espalier.train.history import Epoch
+from espalier.train.history import Epoch, Failed
 
 STATE, LOG, FAILED = "state.pt", "log.jsonl", "failed.json"
 
@@ -43,8 +43,8 @@ def load_state(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any] | None:
     """The last complete state of the same run, or None where there is none yet.
 
     Raises:
-        EspalierError: the folder belongs to another run (names what differs), the run failed, or the file is
-            broken.
+        EspalierError: the folder belongs to another run (names what differs), or the file is broken.
+        Failed: the run failed before.
     """
     if not (folder / STATE).exists():
         return None
@@ -63,7 +63,7 @@ def load_state(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any] | None:
         )
     if (folder / FAILED).exists():
         reason = json.loads((folder / FAILED).read_text())["reason"]
-        raise EspalierError(
+        raise Failed(
             f"the run in {folder} failed: {reason}. Use another folder, or remove this one to start again"
         )
     return dict(state)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from espalier._errors import EspalierError, near
 
@@ -43,6 +43,8 @@ class Training:
     Raises:
         EspalierError: a value outside its range.
     """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # for recipes; read by pydantic
 
     epochs: int = 1
     batch_size: int = 128

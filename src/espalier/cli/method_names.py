@@ -1,0 +1,123 @@
+"""Words for pruning methods, as recipes and studies use them."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from espalier._errors import EspalierError, near
+from espalier.cli.names import allocation, look_up
+
+if TYPE_CHECKING:
+    from espalier.methods import AbstractMethod
+    from espalier.scores import AbstractScore
+
+
+def method(
+    name: str, options: Mapping[str, Any], where: Callable[[str], str] = lambda field: ""
+) -> "AbstractMethod":
+    """A method by its word and what it is built with.
+
+    Args:
+        name: the word.
+        options: by name; `allocation`, `score` and `schedule` are words themselves.
+        where: place of a field ("name" or an option) for messages, such as "recipe.yaml, line 7: ".
+    """
+    table = _table()
+    try:
+        builder = look_up("method", name, table)
+    except EspalierError as error:
+        raise EspalierError(f"{where('name')}{error}") from None
+    known = inspect.signature(builder).parameters
+    for option in options:
+        if option not in known:
+            takes = ", ".join(known) or "nothing"
+            raise EspalierError(
+                f"{where(option)}method {name} takes no {option!r}; it takes {takes}.{near(option, known)}"
+            )
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise EspalierError(f"{where('name')}method {name} needs {option!r}")
+    values = {}
+    for option, value in options.items():
+        try:
+            values[option] = _value(option, value)
+        except (EspalierError, TypeError) as error:
+            raise EspalierError(f"{where(option)}{option}: {error}") from None
+    try:
+        return builder(**values)
+    except (EspalierError, TypeError) as error:
+        raise EspalierError(f"{where('name')}method {name}: {error}") from None
+
+
+def words() -> list[str]:
+    """The words there are."""
+    return list(_table())
+
+
+def score(word: str) -> "AbstractScore":
+    """What makes a weight worth keeping."""
+    from espalier.scores import Magnitude, Random
+
+    name, _, seed = word.partition("=")
+    table: dict[str, Callable[[], AbstractScore]] = {
+        "magnitude": Magnitude,
+        "random": lambda: Random(int(seed or 0)),
+    }
+    return look_up("score", name, table)()
+
+
+def _value(option: str, value: Any) -> Any:
+    """An option of a file as what the library takes."""
+    from espalier.optim import Polynomial
+
+    if option == "allocation" and isinstance(value, str):
+        word, _, floor = value.partition(" floor=")
+        return allocation(word, float(floor or 0))
+    if option == "score" and isinstance(value, str):
+        return score(value)
+    if option == "schedule":
+        return Polynomial({"cubic": 3.0, "linear": 1.0}.get(value, value))
+    if isinstance(value, str) and value[:1].isdigit():
+        return float(value)  # YAML takes 5e-4, without a point, for a string
+    return value
+
+
+def _table() -> "dict[str, Callable[..., AbstractMethod]]":
+    from espalier.methods import AbstractMethod, Dense, Gradual, OneShot, TargetGRDA, Threshold
+    from espalier.optim import Lasso, LinearLaw, PowerLaw, TimePowerLaw
+
+    def grda(
+        c: float,
+        mu: float,
+        in_time: bool = False,
+        paper: bool = False,
+        momentum: bool = False,
+        settle: float = 0.9,
+        min_kept: float = 0.0,
+        freeze_below: float | None = None,
+    ) -> AbstractMethod:
+        law = (TimePowerLaw if in_time else PowerLaw)(c, mu)
+        return Threshold(
+            law,
+            paper=paper,
+            momentum=momentum,
+            settle=settle,
+            min_kept=min_kept,
+            freeze_below=freeze_below,
+        )
+
+    def rda(penalty: float, momentum: bool = False, settle: float = 0.9) -> AbstractMethod:
+        return Threshold(LinearLaw(penalty), momentum=momentum, settle=settle)
+
+    def lasso(penalty: float, momentum: bool = True, settle: float = 0.9) -> AbstractMethod:
+        return Threshold(Lasso(penalty), momentum=momentum, settle=settle)
+
+    return {
+        "dense": Dense,
+        "one-shot": OneShot,
+        "gradual": Gradual,
+        "target-grda": TargetGRDA,
+        "grda": grda,
+        "rda": rda,
+        "lasso": lasso,
+    }

@@ -1,0 +1,193 @@
+"""Train with a pruning method, from a recipe: one of the package's by name, or a YAML file.
+
+For example:
+
+  espalier train --list
+
+  espalier train digits-modern -o run
+
+  espalier train mnist-lenet5-paper --data-root data -o run
+
+  espalier train resnet20-modern --start dense.safetensors --sparsity 0.95 --seeds 0,1,2 -o run
+
+  espalier train my-recipe.yaml --baseline -o run-dense
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from espalier._errors import EspalierError
+from espalier.cli import names, options
+
+if TYPE_CHECKING:
+    from espalier.recipe import Recipe, RecipeFile
+
+
+def command(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A name of --list, or a YAML file.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="Where runs and report go; a rerun goes on there."
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A trained checkpoint to start from; without it, from scratch."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Other data than the recipe's.")] = None,
+    data_root: options.DataRoot = None,
+    sparsity: Annotated[float | None, typer.Option(help="Another sparsity than the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, help="Another number of epochs.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Other seeds, such as 0,1,2: one run each.")
+    ] = None,
+    teacher: Annotated[
+        bool | None,
+        typer.Option("--teacher/--no-teacher", help="Train towards the network of --start as well."),
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="The same run without pruning, to compare with.")
+    ] = False,
+    limit: options.Limit = None,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Write model.safetensors in the sparse format: really smaller.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also log to FOLDER/seed-N/tensorboard.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the recipes of the package and stop.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train from a recipe."""
+    from espalier.recipe import RecipeFile, find_recipe, packaged
+    from espalier.report import train as report
+
+    if show:
+        found = {name: RecipeFile(path).recipe for name, path in packaged().items()}
+        print(report.list_json(found) if as_json else report.list_text(found))
+        return
+    if recipe is None:
+        raise EspalierError("which recipe? Give a name of --list, or a YAML file")
+    file = find_recipe(recipe)
+    changes: dict[str, Any] = {
+        "data": file.recipe.data.model_copy(
+            update={k: v for k, v in (("name", data), ("limit", limit)) if v is not None}
+        ),
+        "sparsity": None if baseline else _sparsity(sparsity, file.recipe.sparsity),
+        "training": file.recipe.training if epochs is None else _shortened(file.recipe, epochs),
+        "seeds": file.recipe.seeds if seeds is None else _seeds(seeds),
+        "teacher": file.recipe.teacher if teacher is None else teacher,
+    }
+    if baseline:
+        changes["method"] = file.recipe.method.__class__(name="dense")
+    asked = file.recipe.model_copy(update=changes)
+    folder = output or Path("runs") / (Path(recipe).stem + ("-baseline" if baseline else ""))
+    runs = _run(file, asked, folder, data_root, start, sparse, tensorboard, bar=not as_json)
+    report.write(asked, runs, folder)
+    print(report.as_json(asked, runs) if as_json else report.as_text(asked, runs, folder))
+    if any(run.failure for run in runs):
+        raise typer.Exit(2)
+
+
+def _run(
+    file: "RecipeFile",
+    recipe: "Recipe",
+    folder: Path,
+    root: Path | None,
+    start: Path | None,
+    sparse: bool,
+    tensorboard: bool,
+    *,
+    bar: bool,
+) -> list[Any]:
+    """One run a seed; a run that fails is recorded, and the next one starts."""
+    import torch
+
+    from espalier._forward import probe
+    from espalier.checkpoint import open_checkpoint, rewrite
+    from espalier.cli.method_names import method
+    from espalier.pruned_training import train_pruned
+    from espalier.report.progress import progress_bar
+    from espalier.report.train import Run
+    from espalier.train import Failed, tensorboard_writer
+
+    if recipe.teacher and start is None:
+        raise EspalierError(
+            f"{file.at('teacher')}: a teacher is the network one starts from: give --start FILE"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise EspalierError(f"{folder} is a file; the runs need a folder")
+    rule = method(recipe.method.name, recipe.method.options, lambda field: f"{file.at('method', field)}: ")
+    dataset = names.dataset(
+        recipe.data.name, root, limit=recipe.data.limit, validation=recipe.data.validation
+    )
+    classes = len(dataset.classes)
+    runs = []
+    with progress_bar(bar) as shown:
+        for seed in recipe.seeds:
+            task = shown.add_task(f"seed {seed}", total=None)
+            parent = None
+            if start is None:
+                with torch.random.fork_rng():
+                    torch.manual_seed(seed)
+                    network = names.network(recipe.model, classes)
+            else:
+                network = names.model(recipe.model, classes, open_checkpoint(start), str(start)).model
+                parent = names.model(recipe.model, classes, open_checkpoint(start), str(start)).model
+            probe(network, dataset, f"model {recipe.model}")
+            place = folder / f"seed-{seed}"
+            try:
+                result = train_pruned(
+                    network,
+                    dataset,
+                    replace(recipe.training, seed=seed),
+                    rule,
+                    sparsity=recipe.sparsity,
+                    parent=parent,
+                    teach=recipe.teacher,
+                    scope=recipe.scope,
+                    include=recipe.include,
+                    exclude=recipe.exclude,
+                    folder=place,
+                    on_epoch=tensorboard_writer(place / "tensorboard") if tensorboard else None,
+                    progress=lambda done, total, word, task=task, seed=seed: shown.update(  # type: ignore[misc]
+                        task, completed=done, total=total, description=f"seed {seed}, {word}"
+                    ),
+                )
+            except Failed as error:
+                runs.append(Run(seed, None, str(error), None))
+                continue
+            written = rewrite(
+                open_checkpoint(network), place / "model.safetensors", lambda _, t: t, sparse=sparse
+            )
+            runs.append(Run(seed, result, None, written))
+    return runs
+
+
+def _sparsity(given: float | None, own: float | None) -> float | None:
+    if given is not None and not 0 <= given < 1:
+        raise EspalierError(f"--sparsity is a fraction in [0, 1), such as 0.9, got {given:g}")
+    return own if given is None else given
+
+
+def _shortened(recipe: "Recipe", epochs: int) -> Any:
+    """The training with another number of epochs; a warm-up keeps its share of the run."""
+    training = recipe.training
+    share = training.warmup / training.epochs if training.epochs else 0.0
+    return replace(training, epochs=epochs, warmup=share * epochs)
+
+
+def _seeds(word: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(part) for part in word.split(","))
+    except ValueError:
+        raise EspalierError(f"--seeds is a list such as 0,1,2, got {word!r}") from None
+    if len(set(seeds)) < len(seeds):
+        raise EspalierError(f"--seeds names a seed twice: {word}")
+    return seeds

@@ -1,0 +1,173 @@
+"""A training run in a file: YAML, checked field by field, errors with their line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from espalier._errors import EspalierError, near
+from espalier.train.training import Training
+
+PACKAGED = Path(__file__).parent / "recipes"
+"""Where the recipes of the package lie."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(_Strict):
+    """Which data.
+
+    Args:
+        name: as on the command line: digits, torchvision:NAME, a folder, a hub name.
+        validation: fraction of the training examples held out to decide on, in [0, 1).
+        limit: at most so many examples of each split.
+    """
+
+    name: str
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    limit: int | None = Field(default=None, ge=1)
+
+
+class MethodRecipe(BaseModel):
+    """Which method; what else it takes depends on it.
+
+    Args:
+        name: dense, one-shot, gradual, target-grda, grda, rda, lasso, ...
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the method is built with."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Recipe(_Strict):
+    """A whole run, but for where the files lie.
+
+    Args:
+        title: one line for people.
+        source: where its numbers come from.
+        model: as on the command line: lenet5, resnet20, vgg16, wrn28x10, torchvision:NAME, package.module:function.
+        data: what it is trained on.
+        training: epochs, rates, schedule; the fields of `espalier.Training` but its seed.
+        method: how zeros come about.
+        sparsity: to reach, in [0, 1); null where the method decides by itself.
+        scope: which parameters are pruned, as in `espalier.select`.
+        include: globs on parameter names; only these.
+        exclude: globs on parameter names; not these.
+        teacher: train towards the network one starts from as well; needs a start.
+        seeds: one run each; a seed decides initial weights, data order, augmentation and dropout.
+    """
+
+    title: str
+    source: str = ""
+    model: str
+    data: DataRecipe
+    training: Training
+    method: MethodRecipe
+    sparsity: float | None = Field(default=None, ge=0, lt=1)
+    scope: Literal["weights", "paper", "all"] = "weights"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    teacher: bool = False
+    seeds: tuple[int, ...] = (0,)
+
+
+class RecipeFile:
+    """A recipe with the place of each of its fields in the file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        EspalierError: the file cannot be read, is not YAML, or has unknown, missing or wrong fields; names the
+            field and its line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            text = path.read_text(encoding="utf-8")
+            self._root = yaml.compose(text, Loader=yaml.SafeLoader)
+            values = yaml.safe_load(text)
+        except OSError as error:
+            raise EspalierError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"line {mark.line + 1}: " if mark else ""
+            what = getattr(error, "problem", None) or "it is not text"
+            raise EspalierError(f"{path}, {where}this is not YAML: {what}") from None
+        if not isinstance(values, dict):
+            raise EspalierError(
+                f"{path} is not a recipe: it must be a mapping with title, model, data, training, method"
+            )
+        try:
+            self.recipe = Recipe.model_validate(values)
+        except ValidationError as error:
+            raise EspalierError("; ".join(self._said(e) for e in error.errors()[:3])) from None
+
+    def at(self, *field: str | int) -> str:
+        """The place of a field, or of what should hold it: "recipe.yaml, line 7"."""
+        node, line = self._root, 1
+        for part in field:
+            found = None
+            if isinstance(node, yaml.MappingNode):
+                found = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                found = (node.value[part], node.value[part])
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        return f"{self.path}, line {line}"
+
+    def _said(self, error: Any) -> str:
+        """One error of pydantic in our words."""
+        field = tuple(error["loc"])
+        name = ".".join(str(part) for part in field)
+        if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            return f"{self.at(*field)}: unknown field {name!r}.{near(str(field[-1]), _fields(field[:-1]))}"
+        if error["type"] in ("missing", "missing_argument"):
+            return f"{self.at(*field)}: the field {name!r} is missing"
+        message = error["msg"].removeprefix("Value error, ")
+        return (
+            f"{self.at(*field)}: {name}: {message[:1].lower()}{message[1:]}, got {error['input']!r}"
+            if (error["type"] != "value_error")
+            else f"{self.at(*field)}: {message}"
+        )
+
+
+def _fields(parents: Sequence[str | int]) -> Sequence[str]:
+    """Names that a part of a recipe may have."""
+    if list(parents) == ["data"]:
+        return list(DataRecipe.model_fields)
+    if list(parents) == ["training"]:
+        return list(Training.__dataclass_fields__)
+    return list(Recipe.model_fields)
+
+
+def packaged() -> dict[str, Path]:
+    """The recipes of the package by name."""
+    return {path.stem: path for path in sorted(PACKAGED.glob("*.yaml"))}
+
+
+def find_recipe(word: str) -> RecipeFile:
+    """A recipe by the name of one of the package's, or by its path.
+
+    Raises:
+        EspalierError: there is none; suggests near names.
+    """
+    known = packaged()
+    if word in known:
+        return RecipeFile(known[word])
+    if not Path(word).is_file():
+        raise EspalierError(
+            f"no recipe {word!r}: neither a file nor one of {', '.join(known)}.{near(word, known)}"
+        )
+    return RecipeFile(Path(word))

@@ -1,0 +1,154 @@
+"""`espalier train` as a person meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from espalier.checkpoint import open_checkpoint, save_checkpoint
+from espalier.models import DigitsCNN
+from tests.conftest import Run
+
+RECIPE = """\
+title: a short run
+model: digits_cnn
+data: {name: digits, limit: 200}
+training: {epochs: 3, batch_size: 50, lr: 0.05}
+method: {name: target-grda}
+sparsity: 0.9
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "short.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_it_trains_prunes_and_reports(run: Run, recipe: Path, tmp_path: Path):
+    code, out, _ = run("train", "short.yaml", "-o", "out")
+    assert code == 0 and "mean test accuracy" in out and "report: out/report.html" in out
+    entries = sum(p.numel() for p in DigitsCNN().parameters() if p.ndim > 1)
+    for seed in (0, 1):
+        checkpoint = open_checkpoint(tmp_path / "out" / f"seed-{seed}" / "model.safetensors")
+        weights = checkpoint.state_dict()
+        zeros = sum(int((w == 0).sum()) for w in weights.values() if w.ndim > 1)
+        assert zeros == round(0.9 * entries)
+        DigitsCNN().load_state_dict(weights)
+        lines = (tmp_path / "out" / f"seed-{seed}" / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == [0, 1, 2, 3]
+        assert json.loads(lines[-1])["turnover"]["churn"] >= 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") >= 3 and "a short run" in page
+
+
+def test_seeds_vary_and_a_rerun_changes_nothing(run: Run, recipe: Path, tmp_path: Path):
+    _, first, _ = run("train", "short.yaml", "-o", "out", "--json")
+    _, again, _ = run("train", "short.yaml", "-o", "out", "--json")
+    assert json.loads(first) == json.loads(again)
+    one, other = (r["stages"][-1]["loss"] for r in json.loads(first)["runs"])
+    assert one != other
+    found = json.loads(first)
+    assert found["mean"]["n"] == 2 and found["mean"]["failed"] == 0
+    assert found["runs"][0]["sparsity"] == pytest.approx(0.9, abs=1e-4)
+
+
+def test_options_change_the_recipe(run: Run, recipe: Path, tmp_path: Path):
+    _, out, _ = run(
+        "train",
+        "short.yaml",
+        "-o",
+        "out",
+        "--json",
+        "--sparsity",
+        "0.5",
+        "--epochs",
+        "1",
+        "--seeds",
+        "3",
+        "--sparse",
+    )
+    found = json.loads(out)
+    assert [r["seed"] for r in found["runs"]] == [3] and len(found["runs"][0]["epochs"]) == 2
+    assert found["runs"][0]["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    assert found["runs"][0]["bytes"] < sum(4 * p.numel() for p in DigitsCNN().parameters())
+
+
+def test_the_baseline_is_dense(run: Run, recipe: Path):
+    _, out, _ = run("train", "short.yaml", "--json", "--baseline", "--seeds", "0")
+    found = json.loads(out)
+    assert found["runs"][0]["zeros"] == 0 and found["recipe"]["method"]["name"] == "dense"
+    assert Path("runs/short-baseline/report.html").exists()
+
+
+def test_from_a_trained_network_with_it_as_teacher(run: Run, recipe: Path, tmp_path: Path):
+    save_checkpoint(tmp_path / "dense.safetensors", DigitsCNN().state_dict())
+    _, out, _ = run(
+        *("train", "short.yaml", "-o", "out", "--json", "--seeds", "0"),
+        *("--start", "dense.safetensors", "--teacher"),
+    )
+    found = json.loads(out)["runs"][0]
+    assert [stage["name"] for stage in found["stages"]] == ["start", "trained"]
+    assert found["spec"]["teacher"] != "none" and found["epochs"][1]["cosine"] is not None
+
+
+def test_tensorboard(run: Run, recipe: Path, tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    run("train", "short.yaml", "-o", "out", "--seeds", "0", "--epochs", "1", "--tensorboard")
+    assert list((tmp_path / "out" / "seed-0" / "tensorboard").glob("events.*"))
+
+
+def test_a_failed_seed_is_shown_and_the_others_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "hot.yaml").write_text(RECIPE.replace("lr: 0.05", "lr: 1.0e+30, momentum: 0"))
+    code, out, _ = run("train", "hot.yaml", "-o", "out")
+    assert code == 2 and "2 of 2 runs failed and are in no mean" in out and "Try a lower lr" in out
+    code, out, _ = run("train", "hot.yaml", "-o", "out", "--json")  # marked failed, not tried again
+    runs = json.loads(out)["runs"]
+    assert code == 2 and "failed" in runs[0]["failure"] and runs[0].get("sparsity") is None
+
+
+def test_the_list(run: Run):
+    code, out, _ = run("train", "--list")
+    assert code == 0 and "vgg16-cifar10-paper" in out
+    _, out, _ = run("train", "--list", "--json")
+    assert json.loads(out)["vgg16-cifar10-paper"]["method"]["mu"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("short.yaml", "--sparsity", "90"), "--sparsity is a fraction in [0, 1), such as 0.9, got 90"),
+        (("short.yaml", "--seeds", "1;2"), "--seeds is a list such as 0,1,2, got '1;2'"),
+        (("short.yaml", "--seeds", "1,1"), "--seeds names a seed twice: 1,1"),
+        (("short.yaml", "--teacher"), "a teacher is the network one starts from: give --start FILE"),
+        (("short.yml",), "no recipe 'short.yml': neither a file nor one of"),
+        (("mnist-lenet5-papr",), "Did you mean 'mnist-lenet5-paper'"),
+        (("short.yaml", "-o", "short.yaml"), "short.yaml is a file; the runs need a folder"),
+        (("short.yaml", "--data", "digitz"), "unknown data 'digitz'"),
+        (("--json",), "which recipe? Give a name of --list, or a YAML file"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, recipe: Path, arguments: tuple[str, ...], said: str):
+    code, out, err = run("train", *arguments)
+    assert code == 2 and said in err and err.count("\n") == 1 and not out
+
+
+def test_another_recipe_in_the_folder_is_refused(run: Run, recipe: Path):
+    run("train", "short.yaml", "-o", "out", "--seeds", "0", "--epochs", "1")
+    code, _, err = run("train", "short.yaml", "-o", "out", "--seeds", "0", "--epochs", "2")
+    assert code == 2 and "holds another run: epochs was" in err
+
+
+def test_missing_data_says_how_to_get_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("ESPALIER_DATA", raising=False)
+    code, _, err = run("train", "mnist-lenet5-paper", "-o", "out")
+    assert code == 2 and "--data-root" in err
+
+
+def test_weights_of_the_start_must_fit(run: Run, recipe: Path, tmp_path: Path):
+    save_checkpoint(tmp_path / "other.safetensors", {"a.weight": torch.ones(2, 2)})
+    code, _, err = run("train", "short.yaml", "-o", "out", "--start", "other.safetensors")
+    assert code == 2 and "other.safetensors" in err and "a.weight" in err
