@@ -95,6 +95,38 @@ def test_from_a_trained_network_with_it_as_teacher(run: Run, recipe: Path, tmp_p
     assert found["spec"]["teacher"] != "none" and found["epochs"][1]["cosine"] is not None
 
 
+def test_a_budget_searches_the_sparsity(run: Run, recipe: Path, tmp_path: Path):
+    run("train", "short.yaml", "-o", "dense", "--baseline", "--seeds", "0", "--epochs", "8")
+    _, out, _ = run(
+        *("train", "short.yaml", "-o", "out", "--json", "--start", "dense/seed-0/model.safetensors"),
+        *("--budget", "60%", "--resolution", "0.3"),
+    )
+    found = json.loads(out)
+    points = found["budget"]["points"]
+    inside = [point["sparsity"] for point in points if point["inside"]]
+    assert len(points) >= 2 and found["budget"]["sparsity"] == max(inside) == found["recipe"]["sparsity"]
+    assert [r["sparsity"] for r in found["runs"]] == pytest.approx([max(inside)] * 2, abs=1e-4)
+    assert "The search" in (tmp_path / "out" / "report.html").read_text()
+    _, again, _ = run(
+        *("train", "short.yaml", "-o", "out", "--json", "--start", "dense/seed-0/model.safetensors"),
+        *("--budget", "60%", "--resolution", "0.3"),
+    )
+    assert json.loads(again) == found
+
+
+def test_a_budget_that_nothing_meets(run: Run, recipe: Path, tmp_path: Path):
+    run("train", "short.yaml", "-o", "dense", "--baseline", "--seeds", "0", "--epochs", "8")
+    # Without training the least pruned network is the dense one: no drop, but never surely none.
+    (tmp_path / "none.yaml").write_text(
+        RECIPE.replace("epochs: 3", "epochs: 0").replace("target-grda", "one-shot")
+    )
+    code, _, err = run(
+        *("train", "none.yaml", "-o", "out", "--start", "dense/seed-0/model.safetensors"),
+        *("--budget", "0%", "--resolution", "0.9"),
+    )
+    assert code == 2 and "no sparsity is good enough" in err
+
+
 def test_tensorboard(run: Run, recipe: Path, tmp_path: Path):
     pytest.importorskip("tensorboard")
     run("train", "short.yaml", "-o", "out", "--seeds", "0", "--epochs", "1", "--tensorboard")
@@ -128,6 +160,7 @@ def test_the_list(run: Run):
         (("mnist-lenet5-papr",), "Did you mean 'mnist-lenet5-paper'"),
         (("short.yaml", "-o", "short.yaml"), "short.yaml is a file; the runs need a folder"),
         (("short.yaml", "--data", "digitz"), "unknown data 'digitz'"),
+        (("short.yaml", "--budget", "1%"), "--budget compares with the network one starts from"),
         (("--json",), "which recipe? Give a name of --list, or a YAML file"),
     ],
 )

@@ -1,5 +1,6 @@
 """From a network and a method to a trained network with its zeros, measured once on the test split."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from espalier.budget import Budget, Point, largest_sparsity
 from espalier.checkpoint import open_checkpoint
 from espalier.data import Dataset
-from espalier.finetuning import Stage, stages_of
+from espalier.finetuning import HIGHEST, Stage, stages_of
 from espalier.methods import AbstractMethod
 from espalier.selection import Scope, select
 from espalier.train import Epoch, History, Training, fit
@@ -117,4 +119,65 @@ def train_pruned(
         all_entries=sum(parameter.numel() for parameter in parameters.values()),
         stages=tuple(stages_of(networks, data.test)) if len(data.test) else (),
         history=history,
+    )
+
+
+def search_trained(
+    parent: nn.Module,
+    data: Dataset,
+    training: Training,
+    method: AbstractMethod,
+    drop: float,
+    *,
+    teach: bool = False,
+    scope: Scope = "weights",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    resolution: float = 0.01,
+    folder: Path | None = None,
+    tell: Callable[[Point], None] | None = None,
+    progress: Progress | None = None,
+) -> Budget:
+    """The largest sparsity that a training with a method reaches inside an accuracy budget.
+
+    Every sparsity tried is a whole training from the dense network; the validation split decides (see
+    `espalier.budget.largest_sparsity`).
+
+    Args:
+        parent: the dense network to start from and to compare with; stays as it is.
+        data: train to train on, validation to decide on.
+        training: of each try.
+        method: how zeros come about; one that takes a sparsity.
+        drop: tolerated drop of accuracy, as a fraction; its whole 95 % interval must stay inside.
+        teach: train towards the parent's outputs as well.
+        scope: which parameters are pruned.
+        include: globs on parameter names; only these.
+        exclude: globs on parameter names; not these.
+        resolution: width of the last bracket of sparsities.
+        folder: where the tries can be resumed from.
+        tell: called after each try.
+        progress: called after every step of every try.
+
+    Raises:
+        EspalierError: see `fit` and `largest_sparsity`.
+    """
+    names = select(open_checkpoint(parent), scope, include, exclude).names
+
+    def trained(sparsity: float) -> nn.Module:
+        model = copy.deepcopy(parent)
+        fit(
+            model,
+            data,
+            training,
+            method=method,
+            sparsity=sparsity,
+            teacher=parent if teach else None,
+            names=names,
+            folder=None if folder is None else folder / f"sparsity-{sparsity:.6f}",
+            progress=progress,
+        )
+        return model
+
+    return largest_sparsity(
+        trained, parent, data.validation, drop, high=HIGHEST, resolution=resolution, progress=tell
     )

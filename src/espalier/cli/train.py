@@ -10,6 +10,8 @@ For example:
 
   espalier train resnet20-modern --start dense.safetensors --sparsity 0.95 --seeds 0,1,2 -o run
 
+  espalier train resnet20-modern --start dense.safetensors --budget 1% -o run
+
   espalier train my-recipe.yaml --baseline -o run-dense
 """
 
@@ -23,7 +25,11 @@ from espalier._errors import EspalierError
 from espalier.cli import names, options
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from espalier.budget import Budget
     from espalier.recipe import Recipe, RecipeFile
+    from espalier.report.train import Run
 
 
 def command(
@@ -54,6 +60,14 @@ def command(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="The same run without pruning, to compare with.")
     ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DROP",
+            help="Search the largest sparsity at which --start surely loses no more accuracy than, e.g. 1%.",
+        ),
+    ] = None,
+    resolution: Annotated[float, typer.Option(help="Precision of the sparsity that --budget finds.")] = 0.01,
     limit: options.Limit = None,
     sparse: Annotated[
         bool, typer.Option("--sparse", help="Write model.safetensors in the sparse format: really smaller.")
@@ -69,8 +83,8 @@ def command(
     from espalier.report import train as report
 
     if show:
-        found = {name: RecipeFile(path).recipe for name, path in packaged().items()}
-        print(report.list_json(found) if as_json else report.list_text(found))
+        listed = {name: RecipeFile(path).recipe for name, path in packaged().items()}
+        print(report.list_json(listed) if as_json else report.list_text(listed))
         return
     if recipe is None:
         raise EspalierError("which recipe? Give a name of --list, or a YAML file")
@@ -88,9 +102,17 @@ def command(
         changes["method"] = file.recipe.method.__class__(name="dense")
     asked = file.recipe.model_copy(update=changes)
     folder = output or Path("runs") / (Path(recipe).stem + ("-baseline" if baseline else ""))
-    runs = _run(file, asked, folder, data_root, start, sparse, tensorboard, bar=not as_json)
-    report.write(asked, runs, folder)
-    print(report.as_json(asked, runs) if as_json else report.as_text(asked, runs, folder))
+    if budget is not None and (start is None or baseline or sparsity is not None):
+        raise EspalierError(
+            "--budget compares with the network one starts from, and chooses the sparsity: give --start FILE, and "
+            "neither --sparsity nor --baseline"
+        )
+    drop = None if budget is None else names.fraction("the budget", budget)
+    asked, found, runs = _run(
+        file, asked, folder, data_root, start, sparse, tensorboard, drop, resolution, bar=not as_json
+    )
+    report.write(asked, runs, found, folder)
+    print(report.as_json(asked, runs, found) if as_json else report.as_text(asked, runs, found, folder))
     if any(run.failure for run in runs):
         raise typer.Exit(2)
 
@@ -103,16 +125,18 @@ def _run(
     start: Path | None,
     sparse: bool,
     tensorboard: bool,
+    drop: float | None,
+    resolution: float,
     *,
     bar: bool,
-) -> list[Any]:
-    """One run a seed; a run that fails is recorded, and the next one starts."""
+) -> "tuple[Recipe, Budget | None, list[Run]]":
+    """One run a seed; a run that fails is recorded, and the next one starts. A budget is searched with the first."""
     import torch
 
     from espalier._forward import probe
     from espalier.checkpoint import open_checkpoint, rewrite
     from espalier.cli.method_names import method
-    from espalier.pruned_training import train_pruned
+    from espalier.pruned_training import search_trained, train_pruned
     from espalier.report.progress import progress_bar
     from espalier.report.train import Run
     from espalier.train import Failed, tensorboard_writer
@@ -128,8 +152,38 @@ def _run(
         recipe.data.name, root, limit=recipe.data.limit, validation=recipe.data.validation
     )
     classes = len(dataset.classes)
-    runs = []
+    common: dict[str, Any] = {
+        "teach": recipe.teacher,
+        "scope": recipe.scope,
+        "include": recipe.include,
+        "exclude": recipe.exclude,
+    }
+
+    def trained() -> "nn.Module":
+        return names.model(recipe.model, classes, open_checkpoint(start), str(start)).model  # type: ignore[arg-type]
+
+    runs, found = [], None
     with progress_bar(bar) as shown:
+        if drop is not None:
+            task = shown.add_task("searching", total=None)
+            found = search_trained(
+                trained(),
+                dataset,
+                replace(recipe.training, seed=recipe.seeds[0]),
+                rule,
+                drop,
+                **common,
+                resolution=resolution,
+                folder=folder / "search",
+                tell=lambda point: shown.update(task, description=f"tried {point.sparsity:.3f}"),
+                progress=lambda done, total, _: shown.update(task, completed=done, total=total),
+            )
+            if found.sparsity is None:
+                raise EspalierError(
+                    f"no sparsity is good enough ({found.rule}; {found.n} validation examples): even training "
+                    "without zeros is not sure to be; allow more, or give more validation data"
+                )
+            recipe = recipe.model_copy(update={"sparsity": found.sparsity})
         for seed in recipe.seeds:
             task = shown.add_task(f"seed {seed}", total=None)
             parent = None
@@ -138,8 +192,7 @@ def _run(
                     torch.manual_seed(seed)
                     network = names.network(recipe.model, classes)
             else:
-                network = names.model(recipe.model, classes, open_checkpoint(start), str(start)).model
-                parent = names.model(recipe.model, classes, open_checkpoint(start), str(start)).model
+                network, parent = trained(), trained()
             probe(network, dataset, f"model {recipe.model}")
             place = folder / f"seed-{seed}"
             try:
@@ -150,10 +203,7 @@ def _run(
                     rule,
                     sparsity=recipe.sparsity,
                     parent=parent,
-                    teach=recipe.teacher,
-                    scope=recipe.scope,
-                    include=recipe.include,
-                    exclude=recipe.exclude,
+                    **common,
                     folder=place,
                     on_epoch=tensorboard_writer(place / "tensorboard") if tensorboard else None,
                     progress=lambda done, total, word, task=task, seed=seed: shown.update(  # type: ignore[misc]
@@ -167,7 +217,7 @@ def _run(
                 open_checkpoint(network), place / "model.safetensors", lambda _, t: t, sparse=sparse
             )
             runs.append(Run(seed, result, None, written))
-    return runs
+    return recipe, found, runs
 
 
 def _sparsity(given: float | None, own: float | None) -> float | None:

@@ -8,6 +8,7 @@ from espalier.report.page import Card, Page, Section, Table, new_figure, svg, wr
 from espalier.report.text import dump, percent, size, table
 
 if TYPE_CHECKING:
+    from espalier.budget import Budget
     from espalier.checkpoint import Written
     from espalier.finetuning import Finetuned, Stage
 
@@ -113,7 +114,7 @@ def page(result: "Finetuned", path: str) -> Page:
             caption="On the validation split, with 95 % Wilson intervals.",
             table=Table(EPOCH_HEADS, _epoch_rows(result), frozenset(range(9))),
         ),
-        *([_search_section(result)] if result.budget else []),
+        *([search_section(result.budget)] if result.budget else []),
     ]
     last = result.stages[-1]
     cards = [
@@ -140,31 +141,39 @@ def page(result: "Finetuned", path: str) -> Page:
     return Page("Fine-tuned at fixed masks", path, cards, sections)
 
 
-def _search_section(result: "Finetuned") -> Section:
-    assert result.budget is not None
+def search_section(budget: "Budget", points: Sequence[str] = ()) -> Section:
+    """Every sparsity that a search tried, with its interval."""
     figure, axes = new_figure(9, 3.6)
-    for point in sorted(result.budget.points, key=lambda p: p.sparsity):
+    for point in sorted(budget.points, key=lambda p: p.sparsity):
         color = "#2f6b46" if point.inside else "#9a4a12"
         axes.plot([point.sparsity] * 2, point.interval, color=color)
         axes.plot([point.sparsity], [point.value], "o", color=color, markersize=5)
     axes.set(xlabel="sparsity", ylabel="drop or agreement, 95 % interval")
-    return Section("The search", figure=svg(figure), caption=f"Green is inside: {result.budget.rule}.")
+    return Section(
+        "The search", points=points, figure=svg(figure), caption=f"Green is inside: {budget.rule}."
+    )
 
 
 def _decisions(result: "Finetuned") -> list[str]:
     """What was chosen on the validation split, and why."""
-    lines = []
-    if result.budget is not None and result.budget.sparsity is not None:
-        lines.append(
-            f"sparsity {percent(result.budget.sparsity, 2)} is the largest of {len(result.budget.points)} tried "
-            f"for which the {result.budget.rule} (n = {result.budget.n:,} validation examples)"
-        )
-        if not result.budget.monotone:
-            lines.append(
-                "the search assumed that quality falls with sparsity, and it did not everywhere: look at the points"
-            )
+    lines = [] if result.budget is None else decisions(result.budget)
     if result.recalibration is not None:
         lines.append(f"batch norm: {result.recalibration.reason}")
+    return lines
+
+
+def decisions(budget: "Budget") -> list[str]:
+    """What a search chose, and whether its assumption held."""
+    if budget.sparsity is None:
+        return []
+    lines = [
+        f"sparsity {percent(budget.sparsity, 2)} is the largest of {len(budget.points)} tried for which the "
+        f"{budget.rule} (n = {budget.n:,} validation examples)"
+    ]
+    if not budget.monotone:
+        lines.append(
+            "the search assumed that quality falls with sparsity, and it did not everywhere: look at the points"
+        )
     return lines
 
 

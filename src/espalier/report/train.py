@@ -2,15 +2,17 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from espalier.checkpoint.write import atomic
+from espalier.report.finetune import decisions, search_section
 from espalier.report.page import Card, Page, Section, Table, new_figure, svg, write_page
 from espalier.report.text import dump, percent, size, table
 
 if TYPE_CHECKING:
+    from espalier.budget import Budget
     from espalier.checkpoint import Written
     from espalier.pruned_training import TrainedNetwork
     from espalier.recipe import Recipe
@@ -56,18 +58,19 @@ def list_json(recipes: "Mapping[str, Recipe]") -> str:
     return dump({name: recipe.model_dump(mode="json") for name, recipe in recipes.items()})
 
 
-def as_json(recipe: "Recipe", runs: Sequence[Run]) -> str:
+def as_json(recipe: "Recipe", runs: Sequence[Run], budget: "Budget | None") -> str:
     """The recipe as it was run, every run, and their mean."""
     return dump(
         {
             "recipe": recipe.model_dump(mode="json"),
             "runs": [run.to_dict() for run in runs],
             "mean": _mean(runs),
+            "budget": None if budget is None else asdict(budget),
         }
     )
 
 
-def as_text(recipe: "Recipe", runs: Sequence[Run], folder: Path) -> str:
+def as_text(recipe: "Recipe", runs: Sequence[Run], budget: "Budget | None", folder: Path) -> str:
     """A row a seed, the mean, where to look."""
     lines = [
         recipe.title,
@@ -83,15 +86,15 @@ def as_text(recipe: "Recipe", runs: Sequence[Run], folder: Path) -> str:
     return "\n".join([*lines, "", f"report: {folder / 'report.html'}"])
 
 
-def write(recipe: "Recipe", runs: Sequence[Run], folder: Path) -> None:
+def write(recipe: "Recipe", runs: Sequence[Run], budget: "Budget | None", folder: Path) -> None:
     """Write `result.json` and `report.html` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / "result.json") as temporary:
-        temporary.write_text(as_json(recipe, runs) + "\n")
-    write_page(page(recipe, runs), folder / "report.html")
+        temporary.write_text(as_json(recipe, runs, budget) + "\n")
+    write_page(page(recipe, runs, budget), folder / "report.html")
 
 
-def page(recipe: "Recipe", runs: Sequence[Run]) -> Page:
+def page(recipe: "Recipe", runs: Sequence[Run], budget: "Budget | None" = None) -> Page:
     """The page of a recipe's runs."""
     mean = _mean(runs)
     cards = []
@@ -109,6 +112,8 @@ def page(recipe: "Recipe", runs: Sequence[Run]) -> Page:
             table=Table(HEADS, [_row(run) for run in runs], frozenset(range(1, 8))),
         )
     ]
+    if budget is not None:
+        sections.append(search_section(budget, decisions(budget)))
     done = [run for run in runs if run.result is not None]
     if done:
         sections += [
@@ -119,7 +124,9 @@ def page(recipe: "Recipe", runs: Sequence[Run]) -> Page:
             sections.append(
                 Section(
                     "Churn of the zeros",
-                    figure=_over_epochs(done, lambda e: None if e.turnover is None else e.turnover.churn, "churn an epoch"),
+                    figure=_over_epochs(
+                        done, lambda e: None if e.turnover is None else e.turnover.churn, "churn an epoch"
+                    ),
                     caption="Weights that became or stopped being zero over an epoch, as a fraction of all.",
                 )
             )
