@@ -2,7 +2,7 @@
 
 import typer
 
-from espalier.cli.landscape import norms, path
+from espalier.cli.landscape import norms, path, project, spectrum
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -11,6 +11,6 @@ app = typer.Typer(
     epilog="Example: espalier landscape path dense.safetensors pruned.safetensors --model resnet20 --data cifar10_jpeg",
 )
 
-for module in (path, norms):
+for module in (path, spectrum, project, norms):
     name = module.__name__.rpartition(".")[2]
     app.command(name, help=module.__doc__, no_args_is_help=True)(module.command)

@@ -1,0 +1,89 @@
+"""Eigenvalues of the curvature at a network: the leading ones with residuals, the density of all, the trace.
+
+For example:
+
+  espalier landscape spectrum dense.safetensors --model resnet20 --data cifar10_jpeg --png spectrum.png
+
+  espalier landscape spectrum net.pt --model lenet5 --data torchvision:MNIST --curvature gauss-newton --top 20 --json
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from espalier.cli import names, options
+from espalier.cli.landscape import curvature, shared
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="A", help="The network.")],
+    model: options.Model,
+    data: options.Data,
+    data_root: options.DataRoot = None,
+    top: curvature.Top = 10,
+    kind: curvature.Kind = "hessian",
+    tolerance: curvature.Tolerance = 1e-3,
+    products: curvature.Products = None,
+    probes: Annotated[
+        int, typer.Option(min=0, help="Random probes of the density, 20 products each; 0 leaves it out.")
+    ] = 5,
+    trace: Annotated[
+        int, typer.Option(min=0, help="Repeats of Hutch++ for the trace, 12 products each; 0 leaves it out.")
+    ] = 0,
+    limit: shared.LimitSome = 500,
+    batch_size: curvature.BatchSize = 100,
+    scope: options.Scope = "all",
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    seed: options.Seed = 0,
+    folder: shared.Folder = None,
+    png: shared.Png = None,
+    html: options.Html = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Spectrum of the curvature."""
+    from espalier._errors import EspalierError
+    from espalier.cli.landscape.networks import gather
+    from espalier.landscape.kept import eigenpairs_once
+    from espalier.landscape.operators import Curvature
+    from espalier.landscape.spectrum import density, leading
+    from espalier.landscape.spectrum import trace as trace_of
+    from espalier.report import landscape_spectrum as report
+    from espalier.report.progress import progress_bar
+
+    shared.check_outputs(png, html, file)
+    if probes == 1 or trace == 1:
+        raise EspalierError("error bars need at least 2 of --probes and --trace, or 0 to leave them out")
+    dataset = names.dataset(data, data_root, limit=limit or None)
+    network = gather({file.name: file}, model, dataset)[file.name]
+    risk = curvature.risk_of(network, dataset, batch_size, scope, include, exclude)
+    operator = Curvature(risk, kind=kind)
+    loss, slope = risk.loss_and_gradient()
+    with progress_bar(not as_json) as bar:
+        with curvature.counted(bar, operator, "eigenpairs: products"):
+            pairs = eigenpairs_once(
+                folder,
+                curvature.spec_of(risk, dataset, kind, top, tolerance, seed),
+                lambda: leading(
+                    operator, top, tolerance=tolerance, products=products, seed=seed, strict=False
+                ),
+                risk.device,
+            )
+        with curvature.counted(bar, operator, "density: products"):
+            found = density(operator, probes=probes, seed=seed) if probes else None
+        with curvature.counted(bar, operator, "trace: products"):
+            total = trace_of(operator, repeats=trace, seed=seed) if trace else None
+    result = report.Result(
+        file.name,
+        curvature.subset(dataset, risk, limit),
+        kind,
+        risk.dimension,
+        loss,
+        float(slope.norm()),
+        pairs,
+        found,
+        total,
+    )
+    report.write(result, png, html)
+    print(report.as_json(result) if as_json else report.as_text(result))
