@@ -13,8 +13,14 @@ import espalier
 from espalier.cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "docs/tutorial-checkpoint.md", "docs/tutorial-data.md", "docs/tutorial-python.md"]
-COMMANDS = ("inspect", "prune", "unpack", "finetune", "evaluate", "demo")
+PAGES = [
+    "README.md",
+    "docs/tutorial-checkpoint.md",
+    "docs/tutorial-data.md",
+    "docs/tutorial-training.md",
+    "docs/tutorial-python.md",
+]
+COMMANDS = ("inspect", "prune", "unpack", "finetune", "train", "evaluate", "demo")
 
 
 def blocks(page: str, language: str) -> list[str]:
