@@ -1,22 +1,50 @@
 """What every score must keep. A new score is one line in SCORES."""
 
 import copy
+import zlib
 
 import pytest
 import torch
 from torch import nn
 
+from espalier._errors import EspalierError
 from espalier._types import LazyTensors, Tensors
+from espalier.allocate import ERK, LAMP, AbstractAllocation, Global, Uniform
 from espalier.masks import Masks
-from espalier.pruning import prune
-from espalier.scores import AbstractScore, Evidence, Magnitude, Random, ranked
+from espalier.pruning import kept_entries, prune
+from espalier.scores import (
+    OBD,
+    SNIP,
+    AbstractScore,
+    Evidence,
+    GraSP,
+    HessianOBD,
+    Magnitude,
+    Movement,
+    Random,
+    Saliency,
+    SynFlow,
+    WoodFisher,
+    ranked,
+)
 from espalier.threshold import top_counts
 from tests.contract.cases import CASES
 
 SCORES: dict[str, AbstractScore] = {
     "magnitude": Magnitude(),
     "random": Random(7),
+    "saliency": Saliency(),
+    "saliency squared": Saliency(squared=True),
+    "snip": SNIP(),
+    "obd": OBD(),
+    "hessian obd": HessianOBD(),
+    "woodfisher": WoodFisher(block=7),
+    "woodfisher, one block": WoodFisher(block=None, damping=0.1),
+    "grasp": GraSP(),
+    "synflow": SynFlow(),
+    "movement": Movement(),
 }
+NEVER_NEGATIVE = {"squared_gradients", "synaptic_flow"}
 
 scores = pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 cases = pytest.mark.parametrize("case", CASES)
@@ -27,7 +55,18 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def evidence(weights: Tensors) -> Evidence:
-    return Evidence(weights)
+    """Every field there is, drawn by the name of the field and the tensor."""
+    found = {}
+    for field in list(Evidence.__dataclass_fields__)[1:]:
+
+        def load(name: str, field: str = field) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{field} {name}".encode()))
+            rows = (5,) if field == "gradient_samples" else ()
+            drawn = torch.randn((*rows, *weights[name].shape), generator=generator)
+            return drawn.abs() if field in NEVER_NEGATIVE else drawn
+
+        found[field] = {name: load(name) for name in weights}
+    return Evidence(weights, **found)
 
 
 @scores
@@ -98,8 +137,13 @@ def test_existing_zeros_are_the_last_to_be_kept(score: AbstractScore, case: str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_every_dtype_can_be_ranked(score: AbstractScore, dtype: torch.dtype) -> None:
     module = CASES["depthwise convolution"].module().to(dtype)
-    masks = prune(module, 0.75, score=score)
-    assert masks.entries - masks.kept == round(0.75 * masks.entries)
+    weights = {name: weights_of(module)[name] for name in CASES["depthwise convolution"].names}
+    values = ranked(score, evidence(weights))
+    entries = sum(weight.numel() for weight in weights.values())
+    kept = kept_entries(entries, 0.75)
+    masks = Masks.from_scores(values, top_counts(values, kept))
+    assert masks.kept == kept
+    masks.apply_(module)
     masks.verify(module)
 
 
@@ -116,3 +160,21 @@ def test_strides_do_not_matter(score: AbstractScore) -> None:
 def test_scores_are_values(score: AbstractScore) -> None:
     assert copy.deepcopy(score) == score and hash(copy.deepcopy(score)) == hash(score)
     assert score.needs <= {"weights"} | set(Evidence.__dataclass_fields__)
+
+
+@scores
+@pytest.mark.parametrize("allocation", [Global(), Global(floor=0.1), Uniform(), ERK(), LAMP()], ids=repr)
+def test_every_allocation_takes_it(score: AbstractScore, allocation: AbstractAllocation) -> None:
+    if isinstance(allocation, LAMP) and isinstance(score, GraSP | HessianOBD | Movement):
+        pytest.skip("LAMP squares scores and refuses those below zero")
+    values = ranked(score, evidence(weights_of(CASES["lstm"].module())))
+    kept = sum(tensor.numel() for tensor in values.values()) // 3
+    assert Masks.from_scores(values, allocation.counts(values, kept)).kept == kept
+
+
+@scores
+def test_a_score_without_its_evidence_is_refused(score: AbstractScore) -> None:
+    if score.needs == {"weights"}:
+        return
+    with pytest.raises(EspalierError, match=f"{type(score).__name__} needs .*, which nothing has gathered"):
+        ranked(score, Evidence(weights_of(CASES["lstm"].module())))

@@ -7,6 +7,7 @@ from espalier.methods._base import AbstractMethod as AbstractMethod
 from espalier.methods._base import Dense as Dense
 from espalier.methods._base import Plan as Plan
 from espalier.methods._base import Rule as Rule
+from espalier.methods.evidence import gather as gather
 from espalier.methods.fixed import Fixed as Fixed
 from espalier.methods.gradual import Gradual as Gradual
 from espalier.methods.masked import MaskRule as MaskRule

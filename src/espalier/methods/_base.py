@@ -97,6 +97,7 @@ class Rule:
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.model, self.plan = model, plan
+        self.batches: Batches | None = None  # set by the run, before `begin` and after a resume
         parameters = named_parameters(model)
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in plan.names}
 

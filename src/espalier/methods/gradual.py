@@ -84,7 +84,7 @@ class _Ramp(MaskRule):
         method = self.method
         rise = max(0.0, self.target - self.start) * method.schedule.fraction(progress)
         sparsity = self.target if progress == 1 else self.start + rise
-        self.hold(choose(method.score, method.allocation, self.evidence(), sparsity))
+        self.hold(choose(method.score, method.allocation, self.evidence(method.score), sparsity))
 
     def state_dict(self) -> dict[str, object]:
         return {**super().state_dict(), "start": self.start}

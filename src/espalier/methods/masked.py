@@ -10,6 +10,7 @@ from espalier.allocate import AbstractAllocation
 from espalier.apply import Hold, hold
 from espalier.masks import Masks
 from espalier.methods._base import Plan, Rule
+from espalier.methods.evidence import gather
 from espalier.pruning import kept_entries
 from espalier.scores import AbstractScore, Evidence, ranked
 
@@ -53,9 +54,10 @@ class MaskRule(Rule):
         if masks is not None:
             self.held = hold(self.model, masks, self._optimizer)
 
-    def evidence(self) -> Evidence:
-        """The weights as they are."""
-        return Evidence({name: parameter.detach() for name, parameter in self.parameters.items()})
+    def evidence(self, score: AbstractScore | None = None) -> Evidence:
+        """What a score needs of the network as it is now; the weights, without one."""
+        needs = frozenset({"weights"}) if score is None else score.needs
+        return gather(self.model, self.plan.names, needs, self.batches, getattr(score, "sampling", None))
 
     def finish(self) -> Masks:
         """The masks, after a last look that every pruned weight is zero."""

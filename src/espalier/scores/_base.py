@@ -1,7 +1,7 @@
 """What a score sees, what it answers, and the one place where existing zeros become the last to be kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,11 +16,60 @@ from espalier._types import LazyTensors, Tensors
 class Evidence:
     """What is known about a network when its entries are scored.
 
+    L is the mean loss over the examples looked at; a sample is the mean over one group of them (see `Sampling`).
+    What a score needs beyond the weights, `espalier.methods.gather` computes; None was not gathered.
+
     Args:
         weights: the selected parameters by name; may read its tensors on access.
+        gradients: dL/dw, in the weights' shapes.
+        squared_gradients: mean over the m samples of their squared gradients: the diagonal of the empirical Fisher
+            matrix where a group is one example.
+        gradient_samples: the m gradients themselves, (m, *shape).
+        hessian_gradient: the Hessian of L times the gradient of L.
+        hessian_diagonal: an estimate of the diagonal of the Hessian of L.
+        synaptic_flow: dR/d|w| of the sum of outputs R of the network of absolute weights (see `SynFlow`).
+        movement: minus w dL/dw, summed over the steps of a training run (see `Movement`).
     """
 
     weights: Tensors
+    gradients: Tensors | None = None
+    squared_gradients: Tensors | None = None
+    gradient_samples: Tensors | None = None
+    hessian_gradient: Tensors | None = None
+    hessian_diagonal: Tensors | None = None
+    synaptic_flow: Tensors | None = None
+    movement: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which examples a score looks at, and how.
+
+    Everything runs in eval mode. Examples that do not fill a last group are left out, unless they are all there are.
+
+    Args:
+        examples: how many training examples at most, unaugmented, in the order that the run's seed fixes.
+        group: examples whose mean gradient is one sample, at least 1.
+        batch_statistics: let batch norm normalize with the statistics of each group, as in training, for networks
+            whose running statistics mean nothing yet; the running ones stay as they are.
+        temperature: the logits are divided by it before the softmax, positive.
+
+    Raises:
+        EspalierError: a value outside its range.
+    """
+
+    examples: int = 1000
+    group: int = 100
+    batch_statistics: bool = False
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.group <= self.examples:
+            raise EspalierError(
+                f"a group has at least 1 example and at most all {self.examples}, got `group`={self.group}"
+            )
+        if not 0 < self.temperature < float("inf"):
+            raise EspalierError(f"a temperature is positive, got {self.temperature:g}")
 
 
 class AbstractScore(ABC):
@@ -28,7 +77,8 @@ class AbstractScore(ABC):
 
     A score is a frozen value without state: the same evidence gives the same scores, bit for bit, on every
     device and in every order of the names. `needs` names the fields of `Evidence` it reads, so that a
-    driver gathers those and no others, and refuses early when one is missing.
+    driver gathers those and no others, and refuses early when one is missing. A score that needs examples has
+    a field `sampling`, which says which.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights"})
@@ -43,6 +93,20 @@ class AbstractScore(ABC):
         """
 
 
+def elementwise(
+    evidence: Evidence, gathered: Tensors | None, function: Callable[[Tensor, Tensor], Tensor]
+) -> Tensors:
+    """`function(w, v)` of each weight tensor and what was gathered for it, one tensor at a time.
+
+    Both come in float64, so that products of small numbers do not vanish.
+    """
+    assert gathered is not None, "ranked() checks that what is needed is there"
+    weights = evidence.weights
+    return LazyTensors(
+        list(weights), lambda name: function(weights[name].detach().double(), gathered[name].double())
+    )
+
+
 def ranked(score: AbstractScore, evidence: Evidence) -> Tensors:
     """Scores in which an entry that is already zero comes last: its score is -inf, which means "never kept".
 
@@ -52,7 +116,7 @@ def ranked(score: AbstractScore, evidence: Evidence) -> Tensors:
 
     Args:
         score: the score to gather.
-        evidence: what it may read; every field in `score.needs` must be there.
+        evidence: what it may read; every field in `score.needs` must be there (`espalier.methods.gather`).
 
     Returns:
         A mapping that makes one tensor per access: shapes of the weights, dtype and device of the score.

@@ -138,6 +138,7 @@ class _Run:
         self.names = tuple(names) if names is not None else _names(model, method)
         plan = Plan(sparsity, self.names, training.epochs * self.steps_per_epoch, training)
         self.rule = method.rule(model, plan)
+        self.rule.batches = self.examples
         if self.rule.weights() is not None and self.accelerator.num_processes > 1:
             raise EspalierError(f"{type(method).__name__} trains in one process only; start one")
         self.optimizer = self._optimizer(optimizer)
