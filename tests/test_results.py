@@ -1,6 +1,7 @@
 """What is written about the results is what the JSON files say."""
 
 from results import figures
+from results.pages import resnet_cifar
 
 
 def test_the_page_says_what_the_files_say() -> None:
@@ -14,5 +15,5 @@ def test_the_table_of_the_readme_says_what_the_files_say() -> None:
 
 def test_sparsity_at_a_drop_is_read_off_between_points() -> None:
     points = [{"sparsity": 0.5, "accuracy": 0.9}, {"sparsity": 0.7, "accuracy": 0.8}]
-    assert figures.sparsity_at_drop(points, 0.9, 0.05) == 0.6
-    assert figures.sparsity_at_drop(points, 0.9, 0.2) is None
+    assert resnet_cifar.sparsity_at_drop(points, 0.9, 0.05) == 0.6
+    assert resnet_cifar.sparsity_at_drop(points, 0.9, 0.2) is None

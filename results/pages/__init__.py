@@ -1,0 +1,1 @@
+"""How the results are written and drawn: one file a result."""
