@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from espalier._errors import EspalierError
 from espalier._forward import collect_logits
-from espalier._types import Tensors
+from espalier._types import Counts, Tensors
 from espalier.data import AbstractSplit
 from espalier.evaluation import Interval, wilson
 
@@ -130,7 +130,6 @@ def cosine_bound(parent: Tensors, masks: Mapping[str, Tensor]) -> float:
     return math.sqrt(kept / total) if total else 0.0
 
 
-def zeros(weights: Tensors, names: Iterable[str]) -> tuple[int, int]:
-    """Zeros and entries of the named tensors, counted."""
-    chosen = [weights[name] for name in names]
-    return sum(int((w == 0).sum()) for w in chosen), sum(w.numel() for w in chosen)
+def nonzeros(weights: Tensors, names: Iterable[str]) -> Counts:
+    """Entries of the named tensors that are not zero, counted."""
+    return {name: int((weights[name] != 0).sum()) for name in names}

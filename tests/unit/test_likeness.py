@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from espalier import EspalierError
 from espalier.data import Options, TensorSplit, digits
-from espalier.likeness import compare_logits, cosine_bound, jensen_shannon, similarity, weight_cosine, zeros
+from espalier.likeness import (
+    compare_logits,
+    cosine_bound,
+    jensen_shannon,
+    nonzeros,
+    similarity,
+    weight_cosine,
+)
 
 
 def test_literal():
@@ -78,5 +85,6 @@ def test_weight_cosine_whatever_the_memory_layout():
     )
 
 
-def test_zeros_are_counted():
-    assert zeros({"a": torch.tensor([0.0, -0.0, 1.0]), "b": torch.zeros(2)}, ["a", "b"]) == (4, 5)
+def test_what_is_kept_is_counted():
+    weights = {"a": torch.tensor([0.0, -0.0, 1.0]), "b": torch.zeros(2), "c": torch.ones(2)}
+    assert nonzeros(weights, ["a", "b"]) == {"a": 1, "b": 0}

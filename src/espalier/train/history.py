@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from espalier._errors import EspalierError
+from espalier._types import Counts
 from espalier.evaluation import Evaluation, Interval
 from espalier.likeness import Similarity
 from espalier.train.training import Training
@@ -41,6 +42,7 @@ class Epoch:
         loss: mean cross-entropy on the validation split, in nats.
         sparsity: zeros / entries of the selected weights, recounted.
         zeros: the count.
+        kept: selected weights that are not zero, by parameter name.
         cosine: of the selected weights to the parent's.
         cosine_bound: the largest cosine the masks allow.
         agreement: with the parent's choices, on the inputs of the validation split.
@@ -59,6 +61,7 @@ class Epoch:
     loss: float | None
     sparsity: float
     zeros: int
+    kept: Counts = field(repr=False)
     cosine: float | None
     cosine_bound: float | None
     agreement: float | None
@@ -94,7 +97,7 @@ def measured(
     epoch: int,
     train_loss: float | None,
     evaluation: Evaluation | None,
-    zeros: int,
+    kept: Counts,
     entries: int,
     cosine: float | None,
     bound: float | None,
@@ -105,6 +108,7 @@ def measured(
 ) -> Epoch:
     """Put what was measured after an epoch into one record."""
     e, s = evaluation, similarity
+    zeros = entries - sum(kept.values())
     return Epoch(
         epoch=epoch,
         train_loss=train_loss,
@@ -113,6 +117,7 @@ def measured(
         loss=e.loss if e else None,
         sparsity=zeros / entries if entries else 0.0,
         zeros=zeros,
+        kept=kept,
         cosine=cosine,
         cosine_bound=bound,
         agreement=s.agreement if s else None,

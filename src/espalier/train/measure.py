@@ -9,7 +9,7 @@ from espalier._forward import collect_logits
 from espalier._types import Tensors
 from espalier.data import AbstractSplit
 from espalier.evaluation import score
-from espalier.likeness import compare_logits, cosine_bound, weight_cosine, zeros
+from espalier.likeness import compare_logits, cosine_bound, nonzeros, weight_cosine
 from espalier.masks import Masks
 from espalier.train.history import Epoch, Turnover, measured
 
@@ -66,13 +66,12 @@ class Gauge:
             cosine = weight_cosine(weights, self.parent_weights, self.names)
         if self.bound is not None and cosine is not None and self._bounded:
             assert cosine <= self.bound + _COSINE_SLACK, (cosine, self.bound)
-        none, entries = zeros(weights, self.names)
         return measured(
             epoch=epoch,
             train_loss=train_loss,
             evaluation=evaluation,
-            zeros=none,
-            entries=entries,
+            kept=nonzeros(weights, self.names),
+            entries=sum(weights[name].numel() for name in self.names),
             cosine=cosine,
             bound=self.bound,
             similarity=similarity,
