@@ -25,7 +25,7 @@ LAYERS = [
     {"_forward", "evaluation", "likeness", "recalibration", "budget"},
     {"train", "methods"},
     {"finetuning", "pruned_training", "recipe"},
-    {"landscape", "directional", "export"},
+    {"landscape", "directional", "layerwise", "export"},
     {"report"},
     {"cli"},
 ]
