@@ -46,31 +46,43 @@ def synaptic_flow(model: nn.Module, parameters: dict[str, nn.Parameter], x: Tens
 def _absolute(model: nn.Module, wanted: list[nn.Parameter]) -> Iterator[None]:
     """Absolute weights and no additive terms, in float64; one tensor after the other, without a second network."""
     chosen = {id(p) for p in wanted}
-    undo: list[tuple[Tensor, torch.dtype, Tensor | None, bool]] = []
+    undo: list[_Before] = []
     named = {id(t): (name, t) for name, t in (*model.named_parameters(), *model.named_buffers())}
     try:
         for name, tensor in named.values():
             if not tensor.is_floating_point():
                 continue
-            data, last = tensor.data, name.rpartition(".")[2]
-            if "bias" in last or last == "running_mean":
-                undo.append((tensor, data.dtype, data, tensor.requires_grad))
-                tensor.data = torch.zeros_like(data, dtype=torch.float64)
-            elif isinstance(tensor, nn.Parameter):
-                undo.append((tensor, data.dtype, torch.signbit(data), tensor.requires_grad))
-                tensor.data = data.abs().double()
+            last, parameter = name.rpartition(".")[2], isinstance(tensor, nn.Parameter)
+            additive = "bias" in last or last == "running_mean"
+            undo.append(_Before(tensor, whole=additive))
+            if additive:
+                tensor.data = torch.zeros_like(tensor.data, dtype=torch.float64)
             else:
-                undo.append((tensor, data.dtype, None, False))
-                tensor.data = data.double()
-            if isinstance(tensor, nn.Parameter):
+                tensor.data = (tensor.data.abs() if parameter else tensor.data).double()
+            if parameter:
                 tensor.requires_grad_(id(tensor) in chosen)
         yield
     finally:
-        for tensor, dtype, kept, trained in undo:
-            data = tensor.data.to(dtype)
-            if kept is not None:
-                # The sign of every absolute value, or the tensor itself.
-                data = torch.where(kept, data.neg(), data) if kept.dtype == torch.bool else kept
-            tensor.data = data
-            if isinstance(tensor, nn.Parameter):
-                tensor.requires_grad_(trained)
+        for before in undo:
+            before.put_back()
+
+
+class _Before:
+    """What a tensor was: all of it, or the signs of what comes back from its absolute values."""
+
+    def __init__(self, tensor: Tensor, whole: bool) -> None:
+        self.tensor, self.trained = tensor, tensor.requires_grad
+        self.dtype, self.stride = tensor.dtype, tensor.stride()
+        self.whole = tensor.data if whole else None
+        self.negative = torch.signbit(tensor.data)
+
+    def put_back(self) -> None:
+        tensor, new = self.tensor, self.whole
+        if new is None:
+            # With the same strides, by which kernels are chosen.
+            new = torch.empty_strided(tensor.shape, self.stride, dtype=self.dtype, device=tensor.device)
+            new.copy_(tensor.data.abs())
+            new[self.negative] = -new[self.negative]
+        tensor.data = new
+        if isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(self.trained)
