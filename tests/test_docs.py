@@ -19,8 +19,9 @@ PAGES = [
     "docs/tutorial-data.md",
     "docs/tutorial-training.md",
     "docs/tutorial-python.md",
+    "docs/export.md",
 ]
-COMMANDS = ("inspect", "prune", "unpack", "finetune", "train", "evaluate", "demo")
+COMMANDS = ("inspect", "prune", "unpack", "finetune", "train", "evaluate", "export", "demo")
 
 
 def blocks(page: str, language: str) -> list[str]:

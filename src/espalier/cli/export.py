@@ -56,10 +56,10 @@ def command(
             "onnxruntime reads it too."
         ),
     ] = "int64",
-    fixed: Annotated[
-        bool,
-        typer.Option("--fixed-batch", help="Keep the sizes of the example; else the batch is left open."),
-    ] = False,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fix every size, the batch at this many; else the batch is left open."),
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -91,13 +91,14 @@ def command(
     with progress_bar(not as_json) as bar:
         bar.add_task("tracing and checking", total=None)
         network = names.model(model, classes or inputs.classes(checkpoint), checkpoint, str(file)).model
+        example = inputs.example(model, network, input_shape)
         exported = to_onnx(
             network,
-            inputs.example(model, network, file, input_shape),
+            example if batch is None else example.with_rows(batch),
             output,
             opset=opset,
             indices=indices,
-            fixed=fixed,
+            fixed=batch is not None,
             tolerance=tolerance,
         )
     options.say(*checkpoint.notes)

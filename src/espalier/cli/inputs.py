@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from espalier._errors import EspalierError
@@ -39,7 +38,7 @@ def classes(checkpoint: "AbstractCheckpoint") -> int:
     return rows[-1] if rows else 10
 
 
-def example(model: str, network: "nn.Module", file: Path, given: str | None) -> "Example":
+def example(model: str, network: "nn.Module", given: str | None) -> "Example":
     """A batch for a network: by `--input-shape`, by its name, or as its Hugging Face folder says.
 
     Raises:

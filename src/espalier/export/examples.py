@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from espalier._errors import EspalierError
 
 BATCH, SEQUENCE = "batch", "sequence"
-_ROWS = 2  # torch.export takes a size of 1 for a constant
+_ROWS = 2
 _TEXTS = (
     "A tree trained flat against a wall,",
     "pruned along the directions in which it does not mind at all.",
@@ -111,7 +111,7 @@ def as_example(value: Any) -> Example:
         raise EspalierError(
             "every tensor of the example needs a batch as its first axis, with a row at least"
         )
-    return example if example.rows > 1 else example.with_rows(_ROWS)
+    return example
 
 
 def image_example(shape: Sequence[int], *, seed: int = 0) -> Example:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Relative difference that is allowed, by the dtype of the parameters: sums are taken in another order."""
 
+_MORE = 3  # rows beyond those of the example in a batch that checks whether the size is really open
+
 Axes = dict[str, tuple[int | str, ...]]
 
 
@@ -84,9 +86,9 @@ def to_onnx(
     """Write a module as an ONNX file whose pruned weights are sparse initializers.
 
     Traced in eval mode by `torch.onnx.export` (which folds batch norm into convolutions). A tensor becomes sparse
-    where that takes fewer bytes; the others stay dense. The file is run in onnxruntime on the example and on one
-    row of it, beside the module, and takes its place only if they agree. The module and its modes are left as they
-    were.
+    where that takes fewer bytes; the others stay dense. The file is run in onnxruntime on the example, on one
+    row of it and on three more, beside the module, and takes its place only if they agree. The module and its
+    modes are left as they were.
 
     onnxruntime makes sparse initializers dense when it loads a file: the file is smaller, while memory and speed
     are those of the dense network.
@@ -109,6 +111,8 @@ def to_onnx(
     _check_packages()
     target = file_target(path)
     example = as_example(example)
+    if not fixed and example.rows == 1:
+        example = example.with_rows(2)  # torch.export takes a size of 1 for a constant
     device = device_of(model)
     example = Example(tuple(tensor.to(device) for tensor in example.tensors), example.names, example.axes)
     if tolerance is None:
@@ -116,13 +120,16 @@ def to_onnx(
     with modes(model), torch.no_grad():
         model.eval()
         answer = run_module(model, example)
-        proto, reason = traced(model, example, _output_names(answer), opset=opset, fixed=fixed)
+        others = [] if fixed else [example.with_rows(rows) for rows in (1, example.rows + _MORE)]
+        refused = "" if fixed else _refused(model, others)
+        names = _output_names(answer)
+        proto, reason = traced(model, example, names, opset=opset, fixed=fixed or bool(refused))
+        reason = refused or reason
+        version = _version(proto, opset)
         dense_bytes = proto.ByteSize()
         tensors = sparsify(proto, indices)
         _check_proto(proto, indices)
-        batches = [example]
-        if not fixed and not reason:
-            batches.append(example.with_rows(1))
+        batches = [example, *([] if reason else others)]
         with atomic(path) as temporary:
             temporary.write_bytes(proto.SerializeToString())
             apart = _compare(model, Session(temporary), batches, tolerance)
@@ -130,11 +137,11 @@ def to_onnx(
                 raise EspalierError(
                     f"{path}: not written: onnxruntime differs from the model by {apart.relative:.2g} of its largest "
                     f"output ({apart.absolute:.2g} absolute), more than the tolerance {tolerance:g}; "
-                    "give another --tolerance if that is enough for you"
+                    "give another --tolerance if that is enough for you, or --batch if the model does another "
+                    "thing with other batches"
                 )
     size = target.stat().st_size
     notes = _notes(tensors, size, dense_bytes, indices, reason, example.rows)
-    version = next(item.version for item in proto.opset_import if item.domain == "")
     inputs, outputs = _axes(proto.graph.input), _axes(proto.graph.output)
     return Exported(Path(path), size, dense_bytes, version, inputs, outputs, tensors, apart, notes)
 
@@ -147,6 +154,26 @@ def _check_packages() -> None:
         del onnx
     except ImportError as error:
         raise EspalierError(f"export to ONNX needs {error.name}: pip install 'espalier[export]'") from None
+
+
+def _version(proto: "ModelProto", opset: int | None) -> int:
+    version: int = next(item.version for item in proto.opset_import if item.domain == "")
+    if opset not in (None, version):
+        raise EspalierError(
+            f"opset {opset} was asked for and torch {torch.__version__} wrote {version} instead: it cannot "
+            f"convert this model; leave --opset out or give {version}"
+        )
+    return version
+
+
+def _refused(model: nn.Module, examples: list[Example]) -> str:
+    """Why a model runs on a batch of one size only; "" if it runs on all."""
+    try:
+        for example in examples:
+            run_module(model, example)
+    except EspalierError as error:
+        return str(error).partition("; give")[0]
+    return ""
 
 
 def _output_names(answer: Any) -> list[str] | None:

@@ -83,7 +83,7 @@ class Session:
         except Exception as error:  # onnxruntime has its own exceptions, one for each status
             raise EspalierError(
                 f"onnxruntime {ort.__version__} cannot run the exported graph: {_reason(error)}; "
-                "try another --opset, or change that operator in the model"
+                "try another --opset, a copy of the model in float32, or change that operator"
             ) from None
 
     def run(self, example: Example) -> list[Tensor]:
@@ -112,19 +112,21 @@ def difference(pairs: list[tuple[Tensor, Tensor]], tolerance: float, rows: tuple
     Raises:
         EspalierError: two have different shapes.
     """
-    absolute = relative = 0.0
+    absolute, relative = [0.0], [0.0]
     for theirs, ours in pairs:
         if theirs.shape != ours.shape:
             raise EspalierError(
                 f"the exported graph gives {tuple(theirs.shape)} where the model gives {tuple(ours.shape)}: it was "
-                "traced with sizes or values that are not constant; export it with a fixed batch (--fixed-batch)"
+                "traced with sizes or values that are not constant; export it with a fixed batch (--batch)"
             )
         if not ours.numel():
             continue
-        apart = (theirs.double() - ours.detach().cpu().double()).abs().max().item()
+        absolute.append((theirs.double() - ours.detach().cpu().double()).abs().max().item())
         scale = ours.detach().double().abs().max().item()
-        # max() would drop a NaN.
-        absolute = apart if not apart <= absolute else absolute
-        share = apart / scale if scale else apart
-        relative = share if not share <= relative else relative
-    return Difference(absolute, relative, tolerance, rows)
+        relative.append(absolute[-1] / scale if scale else absolute[-1])
+    return Difference(_worst(absolute), _worst(relative), tolerance, rows)
+
+
+def _worst(found: list[float]) -> float:
+    """The largest; NaN if there is one, which `max` may drop."""
+    return torch.tensor(found, dtype=torch.float64).max().item()
