@@ -16,6 +16,7 @@ import torch
 from results._common import environment, write_json
 
 from benchmarks._measure import Goal, Part
+from benchmarks.curvature import curvature
 from benchmarks.inspect_speed import curve, gaussian, histogram, sharded
 from benchmarks.optim_step import optimizer_step
 from benchmarks.sparse_file import sparse_file
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[[bool], Part]] = {
     "gaussian": gaussian,
     "sparse_file": sparse_file,
     "optimizer_step": optimizer_step,
+    "curvature": curvature,
     "training_step": training_step,
     "sharded": sharded,
 }

@@ -18,6 +18,7 @@ from espalier.directional import (
     kappa,
     objective,
     one_shot,
+    refit,
     regress,
     scores,
     strength_for,
@@ -180,6 +181,21 @@ def test_curvature_is_asked_for_again() -> None:
     path = follow(w, flat, zeros=30, refresh=0.25)
     assert asked == [60, 45] and path.curvatures == 2
     assert loss(matrix, path.weights, w) < 1e-12
+
+
+def test_refit_is_the_dense_solution_for_the_model() -> None:
+    matrix, w = quadratic()
+    known = exact(matrix + 0.5 * torch.eye(60).double(), 20)
+    flat = by_cutoff(known)
+    active = torch.arange(60) % 3 > 0
+    model = flat.vectors @ torch.diag(flat.eigenvalues - flat.hidden) @ flat.vectors.T
+    model = model + flat.hidden * torch.eye(60).double()
+    found = refit(w, active, flat)
+    truth = torch.zeros(60).double()
+    truth[active] = torch.linalg.solve(model[active][:, active], model[active] @ w)
+    assert torch.allclose(found, truth, atol=1e-10) and int((found == 0).sum()) == 20
+    none = by_cutoff(exact(torch.zeros(60, 60).double()), 1.0)
+    assert torch.equal(refit(w, active, none), torch.where(active, w, 0.0))
 
 
 def test_a_path_without_an_end_is_refused() -> None:

@@ -61,10 +61,19 @@ def test_the_record_says_what_was_done() -> None:
 def test_what_is_zero_stays_zero_and_a_soft_filter_will_do() -> None:
     model = trained()
     before = prune(model, 0.3)
-    found = directional(model, clusters(), 0.5, flat=lambda pairs: by_filter(pairs, 0.6, 50.0))
+    found = directional(model, clusters(), 0.5, flat=lambda pairs: by_filter(pairs, 0.6, 50.0), adjust=False)
     assert found.masks.kept == 72
     assert (found.masks & before) == found.masks
     assert directional(model, clusters(), 0.2).masks.kept == 72
+
+
+def test_adjusted_it_needs_few_directions_to_be_better_than_magnitude() -> None:
+    rival = trained()
+    prune(rival, 0.6)
+    known = directional(trained(), clusters(), 0.6, directions=5)
+    assert known.loss[1] < 0.7 * Risk(rival, clusters()).loss()
+    by_the_letter = directional(trained(), clusters(), 0.6, directions=5, adjust=False)
+    assert by_the_letter.masks.kept == known.masks.kept and by_the_letter.loss != known.loss
 
 
 def test_relaxing_is_said() -> None:
@@ -86,7 +95,9 @@ def test_with_every_direction_known_it_follows_the_dense_path() -> None:
     matrix = Curvature(risk, kind="gauss-newton").dense()
     values, vectors = torch.linalg.eigh(matrix)
     stiff = vectors[:, -40:]
-    found = directional(model.double(), data, 1 / risk.dimension, scope="all", directions=40, tolerance=1e-9)
+    found = directional(
+        model.double(), data, 1 / risk.dimension, scope="all", directions=40, tolerance=1e-9, adjust=False
+    )
     signs = risk.weights.sign()
     down = signs - stiff @ (stiff.T @ signs)
     times = torch.where(signs * down > 0, risk.weights / down, torch.inf)

@@ -1,15 +1,15 @@
 """Directional pruning of a module: from data and a sparsity to masks, the remaining weights moved to make up."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Batch
-from espalier.directional.path import Path, follow
+from espalier.directional.path import Path, Step, follow, refit
 from espalier.directional.subspace import FlatSubspace, by_cutoff
 from espalier.landscape.operators import Curvature, Restricted
 from espalier.landscape.risk import Kind, Loss, Risk, cross_entropy
@@ -70,6 +70,7 @@ def prune_directional(
     directions: int = 30,
     kind: Kind = "gauss-newton",
     refresh: float = 0.1,
+    adjust: bool = True,
     loss: Loss = cross_entropy,
     batch_size: int = 200,
     seed: int = 0,
@@ -94,6 +95,7 @@ def prune_directional(
         directions=directions,
         kind=kind,
         refresh=refresh,
+        adjust=adjust,
         loss=loss,
         batch_size=batch_size,
         seed=seed,
@@ -113,6 +115,7 @@ def directional(
     kind: Kind = "gauss-newton",
     flat: Callable[[Eigenpairs], FlatSubspace] = by_cutoff,
     refresh: float = 0.1,
+    adjust: bool = True,
     step: float = 0.005,
     tolerance: float = 1e-2,
     loss: Loss = cross_entropy,
@@ -133,6 +136,9 @@ def directional(
         kind: of curvature; Gauss-Newton has no negative eigenvalues.
         flat: from eigenpairs to the flat subspace; the default holds every direction found.
         refresh: share of all weights newly at zero after which curvature is computed again, in (0, 1].
+        adjust: after each such stage put the weights that stay where the known curvature wants them for these zeros
+            (`refit`), instead of where the path has shrunk them to. False is directional pruning by the letter; with
+            few directions known it shrinks along curvature it does not see.
         step: weights zeroed a step, as a share of those left.
         tolerance: of the eigenpairs; see `espalier.landscape.leading`.
         loss: of outputs and labels, summed over the batch.
@@ -150,43 +156,28 @@ def directional(
     risk = Risk(model, data, selection=selection, loss=loss, batch_size=batch_size)
     k = max(1, min(directions, risk.dimension // 2))
     found: list[Eigenpairs] = []
-
-    def flat_at(weights: Tensor, active: Tensor) -> FlatSubspace:
+    before, weights = risk.loss(), risk.weights.double()
+    steps: list[Step] = []
+    relaxed, hidden = 0, 0.0
+    for goal in _stages(int((weights == 0).sum()), zeros, round(refresh * risk.dimension)):
+        active = weights != 0
         operator = Restricted(Curvature(risk, weights, kind), active)
         # What has not converged is in the record and in the notes; it only makes a flat direction look stiff.
         pairs = leading(operator, k, tolerance=tolerance, seed=seed, strict=False)
-        flat_space = flat(pairs)
-        found.append(
-            Eigenpairs(
-                pairs.values,
-                pairs.vectors[:, :0],
-                pairs.residuals,
-                pairs.tolerance,
-                pairs.products,
-                pairs.dimension,
-                pairs.which,
-            )
-        )
-        hidden.append(flat_space.hidden)
-        return flat_space
-
-    hidden: list[float] = []
-    before = risk.loss()
-    path = follow(
-        risk.weights,
-        flat_at,
-        zeros=max(zeros, int((risk.weights == 0).sum())),
-        batch=step,
-        refresh=refresh,
-        progress=progress,
-    )
-    after = risk.loss(path.weights)
+        here = flat(pairs)
+        path = follow(weights, here, zeros=goal, batch=step, progress=progress)
+        weights = refit(weights, path.weights != 0, here) if adjust else path.weights
+        steps += path.steps[1:] if steps else path.steps
+        relaxed, hidden = relaxed + path.relaxed, here.hidden
+        found.append(replace(pairs, vectors=pairs.vectors[:, :0]))
+    path = Path(weights, tuple(steps), relaxed, len(found), "zeros reached")
+    after = risk.loss(weights)
     tensors = risk.named(path.weights.to(risk.dtype))
     parameters = named_parameters(model)
     with torch.no_grad():
         for name, tensor in tensors.items():
             parameters[name].copy_(tensor)
-    masks = Masks.from_zeros({name: path_tensor for name, path_tensor in risk.named(path.weights).items()})
+    masks = Masks.from_zeros(risk.named(path.weights))
     masks.apply_(model)
     return Directional(
         masks,
@@ -195,5 +186,11 @@ def directional(
         (before, after),
         tuple(found),
         sum(pairs.products for pairs in found),
-        hidden[-1],
+        hidden,
     )
+
+
+def _stages(now: int, zeros: int, size: int) -> list[int]:
+    """Numbers of zeros at which curvature is taken anew, the last one included; at least one stage."""
+    zeros = max(zeros, now)
+    return [*range(now + size, zeros, max(1, size)), zeros]
