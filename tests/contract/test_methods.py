@@ -9,18 +9,49 @@ import torch
 from torch import Tensor, nn
 
 from espalier import EspalierError
-from espalier.allocate import ERK
+from espalier.allocate import ERK, LAMP, Uniform, UniformPlus
 from espalier.data import Dataset, Options, digits
 from espalier.masks import Masks
-from espalier.methods import AbstractMethod, Dense, Fixed, Gradual, OneShot, Plan, TargetGRDA, Threshold
+from espalier.methods import (
+    AbstractMethod,
+    Dense,
+    Fixed,
+    Gradual,
+    MovementPruning,
+    OneShot,
+    Plan,
+    TargetGRDA,
+    Threshold,
+)
 from espalier.optim import Lasso, LinearLaw, PowerLaw
-from espalier.scores import Random
+from espalier.scores import (
+    OBD,
+    SNIP,
+    GraSP,
+    HessianOBD,
+    Random,
+    Saliency,
+    Sampling,
+    SynFlow,
+    WoodFisher,
+)
 from espalier.train import Epoch, History, Training, fit
 
 METHODS: list[AbstractMethod] = [
     OneShot(),
     OneShot(Random(0), ERK()),
+    OneShot(Saliency(sampling=Sampling(60, 20)), LAMP()),
+    OneShot(SNIP()),
+    OneShot(OBD(sampling=Sampling(20, 2))),
+    OneShot(HessianOBD(sampling=Sampling(60, 20))),
+    OneShot(WoodFisher(block=200, sampling=Sampling(60, 10))),
+    OneShot(GraSP(sampling=Sampling(60, 60, batch_statistics=True, temperature=200.0)), rounds=2),
+    OneShot(SynFlow(), rounds=20),
     Gradual(),
+    Gradual(WoodFisher(block=200, sampling=Sampling(20, 10)), updates=4),
+    MovementPruning(),
+    MovementPruning(allocation=Uniform(), begin=0.0, end=0.6, updates=3),
+    Gradual(allocation=UniformPlus()),  # Gale's "magnitude v2"
     Gradual(allocation=ERK(), begin=0.2, end=0.7, updates=3),
     TargetGRDA(),
     TargetGRDA(end=0.5, begin=0.1, allocation=ERK(), decay="prox"),

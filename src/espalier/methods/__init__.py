@@ -11,6 +11,7 @@ from espalier.methods.evidence import gather as gather
 from espalier.methods.fixed import Fixed as Fixed
 from espalier.methods.gradual import Gradual as Gradual
 from espalier.methods.masked import MaskRule as MaskRule
+from espalier.methods.movement import MovementPruning as MovementPruning
 from espalier.methods.one_shot import OneShot as OneShot
 from espalier.methods.thresholding import TargetGRDA as TargetGRDA
 from espalier.methods.thresholding import Threshold as Threshold

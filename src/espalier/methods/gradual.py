@@ -23,8 +23,12 @@ class Gradual(AbstractMethod):
     that the steps t_0, t_1 are fractions of the run, that one ranking of all tensors is the default, and that the
     last update gives the count asked for, exactly.
 
+    `Gradual(allocation=UniformPlus())` is Gale, Elsen and Hooker's second variant of magnitude pruning ("magnitude
+    v2"): the first convolution dense, the last layer at most 80 % sparse, all others alike.
+
     Args:
-        score: what makes an entry worth keeping, asked anew at every update.
+        score: what makes an entry worth keeping, asked anew at every update; a score that reads gradients gathers them
+            in eval mode each time, so give it fewer `updates`.
         allocation: how the budget is spread over the tensors.
         schedule: the ramp phi.
         begin: fraction of the run where the ramp starts, in [0, 1).
@@ -36,6 +40,7 @@ class Gradual(AbstractMethod):
 
     References:
         Zhu, Gupta (2017), "To prune, or not to prune".
+        Gale, Elsen, Hooker (2019), "The state of sparsity in deep neural networks", section 6.
     """
 
     score: AbstractScore = Magnitude()
@@ -46,27 +51,35 @@ class Gradual(AbstractMethod):
     updates: int = 100
 
     def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end <= 1:
-            raise EspalierError(
-                f"a ramp begins and ends at fractions of the run with 0 <= begin < end <= 1, got {self.begin:g} and "
-                f"{self.end:g}"
-            )
-        if self.updates < 1:
-            raise EspalierError(f"`updates` counts changes of the mask, at least 1, got {self.updates}")
+        check_ramp(self.begin, self.end, self.updates)
 
     def rule(self, model: nn.Module, plan: Plan) -> MaskRule:
         """A rule that updates its mask after some of the steps."""
         return _Ramp(self, model, plan)
 
 
+def check_ramp(begin: float, end: float, updates: int) -> None:
+    """Refuses a ramp that is none."""
+    if not 0 <= begin < end <= 1:
+        raise EspalierError(
+            f"a ramp begins and ends at fractions of the run with 0 <= begin < end <= 1, got {begin:g} and {end:g}"
+        )
+    if updates < 1:
+        raise EspalierError(f"`updates` counts changes of the mask, at least 1, got {updates}")
+
+
+def changes(plan: Plan, begin: float, end: float, updates: int) -> dict[int, float]:
+    """The steps after which a mask changes, evenly spread, and how far on the ramp each is; the last one is at 1."""
+    first, last = round(begin * plan.steps), plan.at(end)
+    count = min(updates, max(1, last - first))
+    return {last - round(i * (last - first) / count): (count - i) / count for i in range(count)}
+
+
 class _Ramp(MaskRule):
     def __init__(self, method: Gradual, model: nn.Module, plan: Plan) -> None:
         super().__init__(model, plan)
         self.method, self.target = method, plan.target
-        first, last = round(method.begin * plan.steps), plan.at(method.end)
-        count = min(method.updates, max(1, last - first))
-        # Evenly spread, the last one exactly at the end of the ramp.
-        self.at = {last - round(i * (last - first) / count): (count - i) / count for i in range(count)}
+        self.at = changes(plan, method.begin, method.end, method.updates)
         self.start = 0.0
 
     def begin(self, optimizer: Optimizer, batches: Batches) -> None:
