@@ -13,15 +13,24 @@ from espalier.allocate import ERK, LAMP, Uniform, UniformPlus
 from espalier.data import Dataset, Options, digits
 from espalier.masks import Masks
 from espalier.methods import (
+    ACDC,
+    L0,
+    LC,
+    SET,
+    ST3,
+    STR,
     AbstractMethod,
     Dense,
     Fixed,
     Gradual,
+    Iterative,
     MovementPruning,
     OneShot,
     Plan,
+    RigL,
     TargetGRDA,
     Threshold,
+    VariationalDropout,
 )
 from espalier.optim import Lasso, LinearLaw, PowerLaw
 from espalier.scores import (
@@ -58,6 +67,17 @@ METHODS: list[AbstractMethod] = [
     Threshold(PowerLaw(0.05, 0.5), paper=True, momentum=False),
     Threshold(LinearLaw(0.005)),
     Threshold(Lasso(0.001), settle=0.6),
+    STR(),
+    ST3(),
+    ST3(settle=0.6, rescale=False),
+    L0(),
+    VariationalDropout(),
+    SET(every=2),
+    RigL(),
+    ACDC(),
+    Iterative(),
+    Iterative("rate", to=0.3),
+    LC(),
 ]
 SPARSITY = 0.83
 TRAINING = Training(epochs=3, batch_size=50, lr=0.02, augment=False, seed=1)

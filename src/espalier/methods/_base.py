@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier.masks import Masks, named_parameters
 from espalier.pruning import kept_entries
+from espalier.scores import Evidence, Magnitude, ranked
 
 if TYPE_CHECKING:
     from espalier.train.training import Training
@@ -79,6 +80,20 @@ class AbstractMethod(ABC):
             EspalierError: the method cannot do what is asked for (no sparsity given, a floor above it).
         """
 
+    def check(self, model: nn.Module, plan: Plan) -> None:
+        """Refuse what cannot be done, before anything is trained: a rule is made, a floor tried on the magnitudes.
+
+        Raises:
+            EspalierError: says why not.
+        """
+        self.rule(model, plan)
+        allocation = getattr(self, "allocation", None)
+        if allocation is not None and plan.sparsity is not None:
+            parameters = named_parameters(model)
+            weights = {name: parameters[name].detach() for name in plan.names}
+            entries = sum(weight.numel() for weight in weights.values())
+            allocation.counts(ranked(Magnitude(), Evidence(weights)), kept_entries(entries, plan.sparsity))
+
 
 class Rule:
     """A method at work in one run; every hook does nothing until a method needs it.
@@ -134,6 +149,10 @@ class Rule:
         """What the network computes with instead of its parameters, differentiable; None if nothing else."""
         return None
 
+    def measured(self) -> dict[str, Tensor] | None:
+        """What it would compute with if the run ended now: `weights` without noise; None for the parameters."""
+        return self.weights()
+
     def penalty(self) -> Tensor | None:
         """A differentiable term beside the loss; None if there is none."""
         return None
@@ -167,7 +186,7 @@ class Rule:
     def effective(self) -> Iterator[None]:
         """The network with what it computes with in its parameters, for measuring; undone at the end."""
         with torch.no_grad():
-            seen = self.weights()
+            seen = self.measured()
             if seen is None:
                 yield
                 return
