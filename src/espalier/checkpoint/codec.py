@@ -191,12 +191,18 @@ def _ones(bits: Bytes) -> Index:
 def _planes(planes: Bytes, count: int) -> NDArray[Any]:
     """Numbers from their bits: row k holds bit k of each."""
     bits = np.unpackbits(planes, axis=1, count=count, bitorder="little")
-    numbers: NDArray[Any] = bits[0]
-    for k in range(1, len(bits)):
-        # Eight bits at a time fit into a byte: these sums are most of the work where little is stored.
-        if k % 8 == 0:
-            numbers = numbers.astype(np.uint32)
-        numbers = numbers | (bits[k] << k if k < 8 else bits[k].astype(np.uint32) << k)
+    numbers: NDArray[Any] = _horner(bits[:8])
+    for k in range(8, len(bits), 8):
+        numbers = numbers | _horner(bits[k : k + 8]).astype(np.uint32) << k
+    return numbers
+
+
+def _horner(bits: Bytes) -> Bytes:
+    """Up to 8 bits of each number as a byte. NumPy adds bytes with vector instructions, and shifts without."""
+    numbers: Bytes = bits[-1].copy()
+    for row in bits[-2::-1]:
+        numbers += numbers
+        numbers |= row
     return numbers
 
 
