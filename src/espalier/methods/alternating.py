@@ -57,7 +57,7 @@ class ACDC(AbstractMethod):
                 f"the last decompression, got {self.phase:g}"
             )
 
-    def rule(self, model: nn.Module, plan: Plan) -> MaskRule:
+    def rule(self, model: nn.Module, plan: Plan) -> "_Alternating":
         """A rule that compresses and decompresses."""
         return _Alternating(self, model, plan)
 

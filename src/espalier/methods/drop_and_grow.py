@@ -74,7 +74,7 @@ class SET(AbstractDropAndGrow):
 
     anneal: bool = False
 
-    def rule(self, model: nn.Module, plan: Plan) -> MaskRule:
+    def rule(self, model: nn.Module, plan: Plan) -> "_Evolving":
         """A rule that grows at random."""
         return _Evolving(self, model, plan)
 
@@ -111,7 +111,7 @@ class RigL(AbstractDropAndGrow):
         Evci, Gale, Menick, Castro, Elsen (2020), "Rigging the lottery: making all tickets winners", ICML, algorithm 1.
     """
 
-    def rule(self, model: nn.Module, plan: Plan) -> MaskRule:
+    def rule(self, model: nn.Module, plan: Plan) -> "_Rigged":
         """A rule that grows by gradients."""
         return _Rigged(self, model, plan)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.noisy import Noisy, check_travel
-from espalier.methods.settling import Settling, check_fraction
+from espalier.methods.settling import check_fraction
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretched interval of the hard-concrete distribution, as in the paper."""
@@ -55,7 +55,7 @@ class L0(AbstractMethod):
         check_fraction("settle", self.settle)
         check_travel(self.travel)
 
-    def rule(self, model: nn.Module, plan: Plan) -> Settling:
+    def rule(self, model: nn.Module, plan: Plan) -> "_Gated":
         """A rule that trains a gate for each weight."""
         return _Gated(self, model, plan)
 

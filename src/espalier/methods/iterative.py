@@ -61,7 +61,7 @@ class Iterative(AbstractMethod):
         # The small number takes back what rounding may add to a whole number of rounds.
         return math.ceil(math.log(1 - sparsity) / math.log(1 - self.prune) - 1e-9)
 
-    def rule(self, model: nn.Module, plan: Plan) -> MaskRule:
+    def rule(self, model: nn.Module, plan: Plan) -> "_Rounds":
         """A rule that prunes after each round."""
         return _Rounds(self, model, plan)
 
@@ -111,9 +111,11 @@ class _Rounds(MaskRule):
         return choose(Magnitude(), self.method.allocation, self.evidence(), sparsity)
 
     def position(self, step: int) -> int:
+        if not self.plan.steps:
+            return step
         number = bisect_right(self.starts, step) - 1
         inside = step - self.starts[number] + (self.first if number else 0)
-        return min(round(inside * self.plan.steps / self.whole), max(0, self.plan.steps - 1))
+        return min(round(inside * self.plan.steps / self.whole), self.plan.steps - 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "early": self.early}

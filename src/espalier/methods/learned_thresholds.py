@@ -54,7 +54,7 @@ class STR(AbstractMethod):
         if not -math.inf < self.start < 0:
             raise EspalierError(f"`start` of a learned threshold must be negative, got {self.start:g}")
 
-    def rule(self, model: nn.Module, plan: Plan) -> Settling:
+    def rule(self, model: nn.Module, plan: Plan) -> "_Learned":
         """A rule that trains a threshold for each parameter."""
         return _Learned(self, model, plan)
 

@@ -62,7 +62,7 @@ class LC(AbstractMethod):
         if self.rounds < 2:
             raise EspalierError(f"`rounds` counts C steps, at least 2, got {self.rounds}")
 
-    def rule(self, model: nn.Module, plan: Plan) -> Settling:
+    def rule(self, model: nn.Module, plan: Plan) -> "_Drawn":
         """A rule that adds a pull to the loss."""
         return _Drawn(self, model, plan)
 

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier._types import LazyTensors, Tensors
 from espalier.methods._base import AbstractMethod, Plan
-from espalier.methods.settling import Settling, check_fraction
+from espalier.methods.gradual import check_ramp
+from espalier.methods.settling import Settling
 from espalier.optim import CUBIC, AbstractSchedule, soft_threshold
 from espalier.pruning import kept_entries
 from espalier.threshold import kth_largest
@@ -57,16 +58,14 @@ class ST3(AbstractMethod):
     schedule: AbstractSchedule = CUBIC
 
     def __post_init__(self) -> None:
-        check_fraction("settle", self.settle)
-        if not 0 <= self.begin < self.end <= self.settle:
+        check_ramp(self.begin, self.end, self.updates)
+        if not self.end <= self.settle <= 1:
             raise EspalierError(
-                "a ramp begins, ends and settles at fractions of the run with 0 <= begin < end <= settle, got "
-                f"{self.begin:g}, {self.end:g} and {self.settle:g}"
+                f"the mask settles between the end of the ramp, {self.end:g}, and that of the run, 1, got "
+                f"{self.settle:g}"
             )
-        if self.updates < 1:
-            raise EspalierError(f"`updates` counts searches of the threshold, at least 1, got {self.updates}")
 
-    def rule(self, model: nn.Module, plan: Plan) -> Settling:
+    def rule(self, model: nn.Module, plan: Plan) -> "_StraightThrough":
         """A rule that follows the ramp."""
         return _StraightThrough(self, model, plan)
 
