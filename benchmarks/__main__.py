@@ -20,6 +20,7 @@ from benchmarks.curvature import curvature
 from benchmarks.inspect_speed import curve, gaussian, histogram, sharded
 from benchmarks.optim_step import optimizer_step
 from benchmarks.sparse_file import sparse_file
+from benchmarks.sparsegpt_layer import sparsegpt
 from benchmarks.training_step import training_step
 
 OUT = Path(__file__).parents[1] / "results" / "benchmarks.json"
@@ -33,6 +34,7 @@ PARTS: dict[str, Callable[[bool], Part]] = {
     "curvature": curvature,
     "training_step": training_step,
     "sharded": sharded,
+    "sparsegpt": sparsegpt,
 }
 
 

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from espalier import EspalierError
 from espalier.layerwise import NM, AbstractLayerRule, LayerInputs, SparseGPT, Wanda, prune_linears
+from espalier.layerwise._base import highest_of_groups
 from espalier.layerwise.sparsegpt import inverse_factor
 from espalier.layerwise.wanda import highest_of_rows
+from espalier.masks import Masks
 from tests.reference.scores import sparsegpt
 
 RULES: list[AbstractLayerRule] = [
@@ -82,11 +84,12 @@ def test_sparsegpt_on_uncorrelated_equal_inputs_is_magnitude() -> None:
 
 
 def test_the_surgeon_beats_its_own_mask_and_wanda_on_correlated_inputs() -> None:
-    weight, x = torch.randn(16, 64), correlated(500, 64)
+    weight = torch.randn(16, 64)
+    x = torch.randn(500, 16) @ torch.randn(16, 64) + 0.3 * torch.randn(500, 64)  # few directions, and noise
     found = {}
     for name, rule in {"full": SparseGPT(), "mask": SparseGPT(update=False), "wanda": Wanda()}.items():
         found[name] = error(weight, rule.prune(weight, inputs_of(x), 0.5)[0], x)
-    assert found["full"] < 0.8 * min(found["mask"], found["wanda"])
+    assert found["full"] < 0.5 * min(found["mask"], found["wanda"])
 
 
 @rules
@@ -252,3 +255,11 @@ def test_refusals() -> None:
         SparseGPT(block=0)
     with pytest.raises(EspalierError, match="`damping` must be a positive number, got 0"):
         SparseGPT(damping=0.0)
+
+
+def test_groups_keep_the_same_entries_as_masks_from_nm() -> None:
+    scores = torch.randn(6, 24).round(decimals=1)
+    scores[scores.abs() < 0.3] = -torch.inf
+    for n, m in ((1, 2), (2, 4), (3, 8), (5, 6)):
+        expected = Masks.from_nm({"w": scores}, n, m)["w"]
+        assert torch.equal(highest_of_groups(scores, NM(n, m)), expected)

@@ -72,3 +72,20 @@ class AbstractLayerRule(ABC):
         Returns:
             A tensor like the weight with +0.0 where pruned, and a bool tensor, True where kept.
         """
+
+
+def highest_of_groups(scores: Tensor, pattern: NM) -> Tensor:
+    """True at the n highest of every m consecutive entries of each row; equal ones go to the smaller column.
+
+    Args:
+        scores: (rows, cols), without NaN; -inf is never kept.
+        pattern: its m divides the columns.
+    """
+    groups = scores.unflatten(1, (-1, pattern.m))  # type: ignore[no-untyped-call]
+    # Counting what comes before an entry costs less than sorting groups that are this small.
+    before = torch.zeros(groups.shape, dtype=torch.int16, device=scores.device)
+    for j in range(pattern.m):
+        other = groups[..., j : j + 1]
+        before[..., : j + 1] += other > groups[..., : j + 1]
+        before[..., j + 1 :] += other >= groups[..., j + 1 :]
+    return (before < pattern.n).flatten(1) & (scores != -torch.inf)

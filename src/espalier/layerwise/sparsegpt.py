@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError
-from espalier.layerwise._base import NM, AbstractLayerRule, LayerInputs
-from espalier.masks import Masks
+from espalier.layerwise._base import NM, AbstractLayerRule, LayerInputs, highest_of_groups
 from espalier.threshold import top_mask
 
 _LEAF = 16
@@ -169,8 +168,7 @@ class _Sweep:
         """Prune one column and compensate in those up to `stop`."""
         if self.pattern and i % self.pattern.m == 0:
             group = self.scores(i, i + self.pattern.m).T
-            mask = Masks.from_nm({"group": group}, self.pattern.n, self.pattern.m)["group"]
-            self.kept[i : i + self.pattern.m] = mask.T.to(group.device)
+            self.kept[i : i + self.pattern.m] = highest_of_groups(group, self.pattern).T
         gone = ~self.kept[i]
         torch.div(self.weight[i].masked_fill(~gone, 0.0), self.diagonal[i], out=self.errors[i])
         self.weight[i].masked_fill_(gone, 0.0)

@@ -6,8 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from espalier.layerwise._base import NM, AbstractLayerRule, LayerInputs
-from espalier.masks import Masks
+from espalier.layerwise._base import NM, AbstractLayerRule, LayerInputs, highest_of_groups
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,9 @@ class Wanda(AbstractLayerRule):
     def prune(self, weight: Tensor, inputs: LayerInputs, target: float | NM) -> tuple[Tensor, Tensor]:
         """The highest scores of each row, or of each group."""
         scores = weight.abs().double().mul_(inputs.squares.sqrt()).masked_fill_(weight == 0, -torch.inf)
-        if isinstance(target, NM):
-            kept = Masks.from_nm({"weight": scores}, target.n, target.m)["weight"].to(weight.device)
-        else:
-            kept = highest_of_rows(scores, target)
+        kept = (
+            highest_of_groups(scores, target) if isinstance(target, NM) else highest_of_rows(scores, target)
+        )
         return weight.masked_fill(~kept, 0.0), kept
 
 
