@@ -20,6 +20,8 @@ PAGES = [
     "docs/tutorial-training.md",
     "docs/tutorial-python.md",
     "docs/export.md",
+    "docs/landscape-curvature.md",
+    "docs/directional.md",
 ]
 COMMANDS = ("inspect", "prune", "unpack", "finetune", "train", "evaluate", "export", "demo")
 

@@ -6,8 +6,9 @@ from torch import nn
 
 from espalier._errors import EspalierError
 from espalier.data import TensorSplit
-from espalier.directional import by_filter, directional, prune_directional
-from espalier.landscape import Curvature, Risk
+from espalier.directional import by_filter, directional, prune_directional, regress, scores
+from espalier.landscape import Curvature, Risk, leading
+from espalier.optim import GRDA
 from espalier.pruning import prune
 
 
@@ -105,3 +106,28 @@ def test_with_every_direction_known_it_follows_the_dense_path() -> None:
     expected[times.argmin()] = 0
     assert torch.allclose(found.path.weights, expected, atol=1e-6)
     assert values[-40] > 1e-6  # what was called stiff is
+
+
+def test_what_grda_changes_in_a_network_follows_the_scores() -> None:
+    """Same start, same batches: each layer on a line of slope near c sqrt(lr) t^mu, within a factor of two."""
+    data, lr, steps, c, mu = clusters(), 0.05, 1200, 0.002, 0.6
+    x, y = next(iter(data.batches(120)))
+    ends = []
+    for constant in (c, 0.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(9, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+        optimizer = GRDA(model.parameters(), lr=lr, c=constant, mu=mu, scope="paper")
+        g = torch.Generator().manual_seed(1)
+        for _ in range(steps):
+            rows = torch.randint(120, (24,), generator=g)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[rows].double()), y[rows]).backward()
+            optimizer.step()
+        ends.append(model)
+    grda, sgd = (dict(model.named_parameters()) for model in ends)
+    risk = Risk(ends[1], data, dtype=torch.float64)
+    pairs = leading(Curvature(risk, kind="gauss-newton"), risk.dimension)
+    s = scores(risk.weights, by_filter(pairs, mu, lr * steps))
+    for fit in (fit for fit in regress(grda, sgd, risk.named(s)) if fit.n > 20):
+        assert 0.5 < fit.slope / (c * lr**0.5 * (lr * steps) ** mu) < 2
+        assert fit.correlation > 0.8 and fit.slope > 4 * fit.error
