@@ -24,6 +24,7 @@ class FixedBatches:
             and kept.
         name: what messages and tables call it.
         batch_size: examples per forward pass; a loader brings its own.
+        augment: what `seen` gives carries the augmentation of the split; loaders are taken as they come.
         device: where the batches go.
 
     Raises:
@@ -36,9 +37,10 @@ class FixedBatches:
         name: str,
         *,
         batch_size: int = 500,
+        augment: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.name, self.device = name, torch.device(device)
+        self.name, self.device, self.augment = name, torch.device(device), augment
         self._split: AbstractSplit | None = None
         self._kept: list[Batch] = []
         if isinstance(data, AbstractSplit):
@@ -64,10 +66,17 @@ class FixedBatches:
         for x, y in self._split.batches(self._size):
             yield x.to(self.device), y.to(self.device)
 
+    def seen(self) -> Iterator[Batch]:
+        """The examples as a network in training sees them: one fixed draw of order and augmentation."""
+        if self._split is None or not self.augment:
+            return iter(self)
+        return self.shuffled(self._size, 0, 0)
+
     def shuffled(self, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """The examples in an order that depends on (seed, epoch): for training on them; no augmentation."""
+        """The examples in an order, and with an augmentation, that depend on (seed, epoch): to train on them."""
         if self._split is not None:
-            for x, y in self._split.batches(min(batch_size, self.examples), seed=seed, epoch=epoch):
+            size = min(batch_size, self.examples)
+            for x, y in self._split.batches(size, seed=seed, epoch=epoch, augment=self.augment):
                 yield x.to(self.device), y.to(self.device)
             return
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

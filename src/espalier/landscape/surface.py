@@ -1,7 +1,7 @@
 """Loss and accuracy at any weights of one module, on fixed data, with batch norm re-estimated at every point."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from espalier._errors import EspalierError
+from espalier._errors import EspalierError, plural
 from espalier._forward import logits_of, modes, takes_channels_last
+from espalier.data._base import Batch
 from espalier.landscape.batches import Data, FixedBatches
 from espalier.landscape.points import Space, batch_norms
 
@@ -73,14 +74,17 @@ class Surface:
     Everything is in eval mode (dropout off, whatever mode the module is in, and its mode, weights and buffers are
     as before afterwards), except batch norm, whose statistics belong to weights and are estimated anew at
     each point from the training inputs, as `torch.optim.swa_utils.update_bn` does: plain averages over
-    batches of batch mean and unbiased variance. The passes:
+    batches of batch mean and unbiased variance. The inputs carry the augmentation of the split, in one fixed draw:
+    statistics of unaugmented inputs are not those a network was trained with (the prepared ResNet-20 of
+    the results falls from 87 % to 83 % by them alone). The passes:
 
-    * without batch norm: one over the training examples, one over the test examples;
+    * without batch norm: one over the training examples, one over the test examples, nothing augmented;
     * `shared` (the default): the pass over the training examples estimates the statistics and gives the
-      training loss, each batch normalized by its own mean and variance, so batch norm costs nothing extra. With
+      training loss, of the augmented inputs and with each batch normalized by its own mean and variance, so
+      batch norm costs nothing extra. With
       all examples in one batch this differs from the loss under the new statistics only in the factor
       n / (n - 1) of the variance; with several batches by their sampling noise;
-    * `shared=False`: a pass for the statistics, then one in eval mode for the training loss.
+    * `shared=False`: a pass for the statistics, then one in eval mode for the training loss, not augmented.
 
     The test loss always uses the new statistics.
 
@@ -90,6 +94,7 @@ class Surface:
         test: labelled examples to report on, if any.
         batch_size: examples per forward pass, of a split.
         shared: see above.
+        augment: see above; False leaves the inputs as they are. Loaders are taken as they come.
         name: what messages call the module.
 
     Raises:
@@ -105,12 +110,13 @@ class Surface:
         *,
         batch_size: int = 500,
         shared: bool = True,
+        augment: bool = True,
         name: str = "the network",
     ) -> None:
         self.space = Space(module, name)
         self.module, self.shared = self.space.module, shared
         device = self.space.device
-        self.train = FixedBatches(train, "training", batch_size=batch_size, device=device)
+        self.train = FixedBatches(train, "training", batch_size=batch_size, augment=augment, device=device)
         self.test = None if test is None else FixedBatches(test, "test", batch_size=batch_size, device=device)
         self.evaluations = 0
         self._layers = batch_norms(self.module)
@@ -131,11 +137,12 @@ class Surface:
         """One sentence for reports on how batch norm was treated."""
         if not self._layers:
             return "no batch norm; eval mode"
+        batches = plural(self.train.passes(), "batch").replace("batchs", "batches")
+        inputs = "training inputs, augmented as in training" if self.train.augment else "training inputs"
         how = (
-            f"in the pass that gives the training loss, in {self.train.passes()} batches of training examples, each "
-            "normalized by itself"
+            f"in the pass that gives the training loss, over {batches} of {inputs}, each normalized by itself"
             if self.shared
-            else f"in a pass of their own over {self.train.passes()} batches of training examples"
+            else f"in a pass of their own over {batches} of {inputs}"
         )
         return f"statistics of {self.norms} batch-norm layers re-estimated at every point, {how}; otherwise eval mode"
 
@@ -147,6 +154,7 @@ class Surface:
             "test": None if self.test is None else self.test.digest,
             "batches": self.train.passes(),
             "shared": self.shared,
+            "augment": self.train.augment,
         }
 
     def __call__(self, vector: Tensor) -> Height:
@@ -156,11 +164,11 @@ class Surface:
         with torch.no_grad(), self._evaluating():
             if self._layers and not self.shared:
                 with self._estimating():
-                    for x, _ in self.train:
+                    for x, _ in self.train.seen():
                         self._logits(weights, buffers, x)
             if self._layers and self.shared:
                 with self._estimating():
-                    train = self._level(weights, buffers, self.train)
+                    train = self._level(weights, buffers, self.train.seen())
             else:
                 train = self._level(weights, buffers, self.train)
             test = None if self.test is None else self._level(weights, buffers, self.test)
@@ -180,21 +188,23 @@ class Surface:
         weights, buffers = self.space.weights(vector), self._fresh()
         if self._layers:
             with torch.no_grad(), self._evaluating(), self._estimating():
-                for x, _ in self.train:
+                for x, _ in self.train.seen():
                     self._logits(weights, buffers, x)
         filled = {**weights, **{alias: weights[own] for alias, own in self.space.aliases.items()}, **buffers}
         return {
             key: filled.get(key, value).detach().clone() for key, value in self.module.state_dict().items()
         }
 
-    def _level(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], data: FixedBatches) -> Level:
+    def _level(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], data: Iterable[Batch]) -> Level:
         total = torch.zeros((), dtype=torch.float64, device=self.space.device)
         right = torch.zeros((), dtype=torch.int64, device=self.space.device)
+        n = 0
         for x, y in data:
             logits = self._logits(weights, buffers, x)
+            n += len(y)
             total += F.cross_entropy(logits.double(), y, reduction="sum")
             right += (logits.argmax(1) == y).sum()
-        return Level(total.item() / data.examples, int(right) / data.examples, data.examples)
+        return Level(total.item() / n, int(right) / n, n)
 
     def _logits(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         if x.ndim == 4:
