@@ -24,8 +24,8 @@ LAYERS = [
     {"data", "models"},
     {"_forward", "evaluation", "likeness", "recalibration", "budget"},
     {"train", "methods"},
-    {"finetuning", "pruned_training", "recipe"},
-    {"landscape", "directional", "layerwise", "export"},
+    {"finetuning", "pruned_training", "recipe", "study"},
+    {"landscape", "directional", "layerwise", "export", "compare", "runtime"},
     {"report"},
     {"cli"},
 ]

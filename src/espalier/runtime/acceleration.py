@@ -1,0 +1,396 @@
+"""`accelerate`: sparse kernels where they were measured to be faster, the dense layer everywhere else."""
+
+import copy
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from espalier._errors import EspalierError
+from espalier._forward import device_of
+from espalier.runtime.clock import doubts, interleave, steady
+from espalier.runtime.kernels import KERNELS, AbstractKernel
+from espalier.runtime.layers import (
+    Choice,
+    Layout,
+    Siblings,
+    SparseLinear,
+    sparse_version,
+    supported,
+    tile_of,
+)
+from espalier.runtime.plan import LayerPlan, Machine, Plan, difference
+from espalier.runtime.tracing import (
+    Call,
+    Example,
+    Trace,
+    call,
+    disagreement,
+    inference,
+    shapes_of,
+    tensors_of,
+    trace,
+)
+
+GAIN = 1.03
+"""A sparse layer must be this many times as fast as the dense one to take its place."""
+LOSS = 1.03
+"""The accelerated network may take this many times as long as the dense one, not more."""
+TOLERANCE = 1e-4
+"""Largest difference of outputs, over the largest output, that sums in another order may make."""
+WORTH_TRYING = 0.7
+"""Density above which no sparse kernel has a chance, so that none is timed."""
+_Way = tuple[Layout, bool]
+_LAYOUTS: tuple[Layout, ...] = ("rows", "columns")
+TILES = (64, 128, 256, 512)
+
+Progress = Callable[[str, int, int], object]
+
+
+def accelerate(
+    model: nn.Module,
+    example_input: Example,
+    *,
+    plan: Plan | None = None,
+    stale: Literal["refuse", "measure"] = "refuse",
+    kernels: Sequence[AbstractKernel] = KERNELS,
+    seconds: float = 0.5,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A copy of a pruned model for inference, with sparse kernels wherever they were measured to be faster.
+
+    Each Linear and Conv2d that runs on the example is timed, dense and sparse in turn, on inputs of the very
+    shape and strides it meets, with the number of threads torch is set to; it is replaced only where a sparse
+    kernel wins. Then whole networks are timed in turn, and if the accelerated one takes over 3 % longer than
+    the dense one, the dense one is what is returned. Outputs are compared on the example. Modules are replaced
+    by name, so attention and everything else stay the code they were; their layers keep parameters and names.
+
+    The copy is in eval mode and its parameters ask for no gradient. Put in training mode, given an input that
+    asks for a gradient, another dtype or device, or written weights, its layers compute densely as before.
+    Other input shapes give right results, at a speed that was not measured.
+
+        >>> import torch, espalier
+        >>> from espalier.runtime import accelerate, plan_of
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).eval()
+        >>> masks = espalier.prune(model, 0.95)
+        >>> fast = accelerate(model, torch.randn(8, 64), seconds=0.01)
+        >>> torch.allclose(fast(torch.ones(8, 64)), model(torch.ones(8, 64)), atol=1e-5)
+        True
+        >>> [layer.name for layer in plan_of(fast).layers]
+        ['0']
+
+    Args:
+        model: pruned: its zeros are what is not computed. Not changed; run in eval mode, modes restored.
+        example_input: as in inference: batch, shapes and memory layout are what is optimised for.
+        plan: decisions made before, applied without measuring.
+        stale: what to do with a plan for another machine, torch, number of threads, input or network: refuse
+            it, or measure anew and say so in the notes of the new plan.
+        kernels: what is tried, and what the names in a plan mean.
+        seconds: time to spend per layer and on each comparison of whole networks, about.
+        progress: called with what is being done, and how many of how many layers are done.
+
+    Returns:
+        The copy; `plan_of` gives its plan.
+
+    Raises:
+        EspalierError: the model does not run on the example, or the plan was made for something else.
+    """
+    traced = trace(model, example_input)
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    if (device := device_of(model)).type != "cpu":
+        from espalier.runtime.semi_structured import accelerate_on_cuda
+
+        return accelerate_on_cuda(network, device, example_input, traced, seconds)
+    machine, inputs = Machine.here(), shapes_of(example_input)
+    layers = tuple(
+        _unmeasured(name, network.get_submodule(name), calls) for name, calls in traced.calls.items()
+    )
+    notes: tuple[str, ...] = ()
+    if plan is not None and (why := difference(plan, machine, inputs, layers)):
+        if stale == "refuse":
+            raise EspalierError(
+                f"the plan does not fit: {why}; measure anew without a plan, or give stale='measure'"
+            )
+        notes, plan = (f"the plan given does not fit, so all was measured anew: {why}",), None
+    table = {kernel.name: kernel for kernel in kernels}
+    if plan is not None:
+        return _finish(_apply(network, plan, table), plan)
+    measured = []
+    for i, layer in enumerate(layers):
+        if progress is not None:
+            progress(layer.name, i, len(layers))
+        calls = traced.calls[layer.name]
+        measured.append(_measure(layer, network.get_submodule(layer.name), calls, kernels, seconds))
+    plan = Plan(machine, inputs, tuple(measured), notes=notes)
+    if progress is not None:
+        progress("the whole network", len(layers), len(layers))
+    return _whole(model, network, example_input, traced, plan, table, seconds)
+
+
+def plan_of(model: nn.Module) -> Plan:
+    """The plan of an accelerated model.
+
+    Raises:
+        EspalierError: `accelerate` did not make this model.
+    """
+    plan = getattr(model, "_espalier_plan", None)
+    if not isinstance(plan, Plan):
+        raise EspalierError("this model has no runtime plan: espalier.runtime.accelerate did not make it")
+    return plan
+
+
+def _finish(network: nn.Module, plan: Plan) -> nn.Module:
+    object.__setattr__(network, "_espalier_plan", plan)
+    return network
+
+
+def _unmeasured(name: str, layer: nn.Module, calls: Counter[Call]) -> LayerPlan:
+    """What can be said of a layer without a clock; `reason` is "" if it is worth timing."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for met, count in calls.items():
+        shapes[met.shape] += count
+    nonzeros = int(torch.count_nonzero(weight))
+    reason = ""
+    if (why := supported(layer)) is not None:
+        reason = f"dense: {why} has no sparse version"
+    elif weight.dtype is not torch.float32 or any(met.dtype is not torch.float32 for met in calls):
+        reason = "dense: only float32 has sparse kernels"
+    elif nonzeros > WORTH_TRYING * weight.numel():
+        reason = f"dense: {1 - nonzeros / weight.numel():.0%} zeros are too few to try"
+    elif any(isinstance(layer, nn.Conv2d) and len(met.shape) != 4 for met in calls):
+        reason = "dense: an input without batch axis"
+    positions = sum(met.positions * count for met, count in calls.items())
+    return LayerPlan(name, tuple(weight.shape), nonzeros, tuple(shapes.items()), {}, None, reason, positions)
+
+
+def _measure(
+    plan: LayerPlan, layer: nn.Module, calls: Counter[Call], kernels: Sequence[AbstractKernel], seconds: float
+) -> LayerPlan:
+    """Time a layer dense and sparse, and decide."""
+    if plan.reason:
+        return plan
+    generator = torch.Generator().manual_seed(0)
+    inputs = [(met.input(generator), count) for met, count in calls.items()]
+    ways: dict[str, Callable[[], object]] = {"dense": _repeated(layer, inputs)}
+    choices: dict[str, Choice] = {}
+    with torch.inference_mode():
+        expected = [layer(x) for x, _ in inputs]
+        for kernel in kernels:
+            packed = None
+            for tile in _tile_candidates(layer, list(calls)):
+                way = f"{kernel.name} {tile}"
+                if packed is None:
+                    packed = sparse_version(layer, kernel, Choice(kernel.name, tile))
+                sparse = copy.copy(packed)
+                sparse.choice = choices[way] = Choice(kernel.name, tile)
+                if disagreement([sparse(x) for x, _ in inputs], expected) <= TOLERANCE:
+                    ways[way] = _repeated(sparse, inputs)
+        timings = interleave(
+            ways,
+            rounds=50,
+            budget=seconds,
+            least=3,
+            keep=1.3,
+            always=frozenset({"dense"}),
+            clock=steady(torch.get_num_threads()),
+        )
+    shortest = {way: timing.minimum for way, timing in timings.items()}
+    best = min(shortest, key=lambda way: shortest[way])
+    gain = shortest["dense"] / shortest[best]
+    if best == "dense" or gain < GAIN:
+        return replace(plan, timings=shortest, reason="dense: no sparse kernel was faster")
+    return replace(plan, timings=shortest, choice=choices[best], reason=f"{gain:.2f} times dense alone")
+
+
+def _repeated(layer: nn.Module, inputs: Sequence[tuple[Tensor, int]]) -> Callable[[], None]:
+    def run() -> None:
+        for x, count in inputs:
+            for _ in range(count):
+                layer(x)
+
+    return run
+
+
+def _tile_candidates(layer: nn.Module, calls: Sequence[Call]) -> Iterator[int]:
+    """Tile sizes that really differ for these inputs, largest first."""
+    seen = set()
+    for tile in sorted(TILES, reverse=True):
+        if isinstance(layer, nn.Conv2d):
+            effective: Any = tuple(tile_of(tile, *_pixels(layer, met)) for met in calls)
+        else:
+            effective = tuple(min(tile, met.positions) for met in calls)
+        if effective not in seen:
+            seen.add(effective)
+            yield tile
+
+
+def _pixels(layer: nn.Conv2d, met: Call) -> tuple[int, int]:
+    """Height and width of the output."""
+    with torch.device("meta"):
+        like = nn.Conv2d(1, 1, layer.kernel_size, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+        h, w = like(torch.empty(1, 1, *met.shape[2:])).shape[2:]
+    return h, w
+
+
+def _apply(network: nn.Module, plan: Plan, table: Mapping[str, AbstractKernel]) -> nn.Module:
+    """Put the sparse layers of a plan into a network, in place; if the network is one layer, what replaces it."""
+    for layer in plan.sparse:
+        assert layer.choice is not None
+        if layer.choice.kernel not in table:
+            raise EspalierError(
+                f"the plan wants the kernel {layer.choice.kernel!r} for {layer.name!r}; known: {', '.join(table)}"
+            )
+        new = sparse_version(network.get_submodule(layer.name), table[layer.choice.kernel], layer.choice)
+        if not layer.name:
+            return new
+        network.set_submodule(layer.name, new)
+    _join(network, plan)
+    return network
+
+
+def _join(network: nn.Module, plan: Plan) -> None:
+    """Make siblings of the layers that the plan computes together."""
+    groups: dict[str, list[SparseLinear]] = {}
+    for layer in plan.sparse:
+        if layer.choice is not None and layer.choice.shared:
+            module = network.get_submodule(layer.name)
+            assert isinstance(module, SparseLinear)
+            groups.setdefault(layer.choice.shared, []).append(module)
+    for group in groups.values():
+        siblings = Siblings(group)
+        for member, module in enumerate(group):
+            module.siblings, module.member = siblings, member
+
+
+def _whole(
+    model: nn.Module,
+    network: nn.Module,
+    example: Example,
+    traced: Trace,
+    plan: Plan,
+    table: Mapping[str, AbstractKernel],
+    seconds: float,
+) -> nn.Module:
+    """Choose memory layouts, compare whole networks, and fall back if that is faster."""
+    dense = copy.deepcopy(network) if plan.sparse else network
+    if not plan.sparse:
+        return _finish(network, plan)
+    network = _apply(network, plan, table)
+    with inference(model, network):
+        plan = _arrange(network, example, plan, traced.together, seconds)
+        gap = disagreement(tensors_of(call(network, example)), traced.outputs)
+        timings = interleave(
+            {"dense": lambda: call(model, example), "ours": lambda: call(network, example)},
+            rounds=30,
+            budget=seconds,
+            least=5,
+            clock=steady(torch.get_num_threads()),
+        )
+    plan = replace(plan, dense=timings["dense"].minimum, ours=timings["ours"].minimum)
+    assert plan.dense is not None and plan.ours is not None
+    notes = [*plan.notes, *(f"these timings are doubtful: {why}" for why in doubts(timings))]
+    if gap > TOLERANCE:
+        notes.append(f"the outputs differ by {gap:.1e} of the largest, so the dense network was kept")
+    elif plan.ours > LOSS * plan.dense:
+        notes.append(
+            f"the whole network took {plan.ours / plan.dense:.2f} times as long as dense, so the dense one was kept"
+        )
+    else:
+        return _finish(network, replace(plan, notes=tuple(notes)))
+    return _finish(dense, replace(plan, notes=tuple(notes), fell_back=True))
+
+
+def _arrange(
+    network: nn.Module, example: Example, plan: Plan, together: Sequence[tuple[str, ...]], seconds: float
+) -> Plan:
+    """Try feature-major results, and one product for layers with one input, family by family; keep what helps.
+
+    A family is what has the same name but for its numbers: the queries, keys and values of all blocks.
+    """
+    linears = {x.name: m for x in plan.sparse if isinstance(m := network.get_submodule(x.name), SparseLinear)}
+    units = [group for group in together if _can_share([linears.get(name) for name in group])]
+    inside = {name for group in units for name in group}
+    units += [(name,) for name in linears if name not in inside]
+    families: dict[str, list[tuple[str, ...]]] = {}
+    for unit in units:
+        families.setdefault(re.sub(r"\d+", "#", unit[0]), []).append(unit)
+    for family in families.values():
+        groups = [[linears[name] for name in unit] for unit in family]
+        leaders = [unit[0] for unit in family]
+        shared = [Siblings(group) if len(group) > 1 else None for group in groups]
+        ways: dict[_Way, Callable[[], object]] = {
+            (layout, share): partial(
+                _try, network, example, groups, leaders, shared if share else None, layout
+            )
+            for share in ((False, True) if len(family[0]) > 1 else (False,))
+            for layout in _LAYOUTS
+        }
+        best = _best(ways, seconds)
+        _set(groups, leaders, shared if best[1] else None, best[0])
+    return plan.with_choices({name: layer.choice for name, layer in linears.items()})
+
+
+def _best(ways: Mapping[_Way, Callable[[], object]], seconds: float) -> _Way:
+    """The fastest arrangement that runs; the plain one unless another is faster by more than the noise."""
+    plain: _Way = ("rows", False)
+    working = {}
+    for way, run in ways.items():
+        try:
+            run()
+        except RuntimeError:  # a model that asks for strides: `view` after the layer
+            continue
+        working[way] = run
+    names = {f"{layout} {share}": (layout, share) for layout, share in working}
+    timings = interleave(
+        {name: working[way] for name, way in names.items()},
+        rounds=20,
+        budget=seconds,
+        least=3,
+        clock=steady(torch.get_num_threads()),
+    )
+    best = min(names, key=lambda name: timings[name].minimum)
+    return names[best] if timings[best].minimum < 0.995 * timings["rows False"].minimum else plain
+
+
+def _try(
+    network: nn.Module,
+    example: Example,
+    groups: Sequence[Sequence[SparseLinear]],
+    leaders: Sequence[str],
+    shared: Sequence[Siblings | None] | None,
+    layout: Layout,
+) -> Any:
+    _set(groups, leaders, shared, layout)
+    return call(network, example)
+
+
+def _set(
+    groups: Sequence[Sequence[SparseLinear]],
+    leaders: Sequence[str],
+    shared: Sequence[Siblings | None] | None,
+    layout: Layout,
+) -> None:
+    """Arrange the layers of a family: their layout, and whether those of a group are computed together."""
+    for i, group in enumerate(groups):
+        siblings = None if shared is None else shared[i]
+        for member, layer in enumerate(group):
+            layer.choice = replace(layer.choice, layout=layout, shared="" if siblings is None else leaders[i])
+            layer.siblings, layer.member = siblings, member
+        if siblings is not None:
+            siblings.choice = replace(group[0].choice)
+
+
+def _can_share(layers: Sequence[SparseLinear | None]) -> bool:
+    """All sparse, and alike in what one product needs."""
+    found = [layer for layer in layers if layer is not None]
+    if len(found) < len(layers):
+        return False
+    alike = {(layer.in_features, layer.bias is None, layer.choice.kernel) for layer in found}
+    return len(alike) == 1

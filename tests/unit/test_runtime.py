@@ -1,0 +1,324 @@
+import copy
+import io
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import espalier
+from espalier import EspalierError
+from espalier.runtime import (
+    KERNELS,
+    AbstractKernel,
+    Bag,
+    Choice,
+    Csr,
+    Plan,
+    SparseConv2d,
+    SparseLinear,
+    accelerate,
+    plan_of,
+)
+from espalier.runtime.layers import Siblings, sparse_version, supported
+from espalier.runtime.semi_structured import obstacle
+
+
+def pruned(layer: nn.Module, sparsity: float = 0.8) -> Any:
+    espalier.prune(layer, sparsity)
+    return layer.eval().requires_grad_(False)
+
+
+def forced(model: nn.Module, example: Any, **choices: Choice) -> nn.Module:
+    """The model with a plan that was written rather than measured."""
+    plan = plan_of(accelerate(model, example, seconds=0.0))
+    plan = replace(plan, fell_back=False).with_choices(choices)
+    return accelerate(model, example, plan=plan)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("positions", [1, 2, 33])
+def test_kernels_multiply(kernel: AbstractKernel, positions: int) -> None:
+    weight = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, -3.0], [0.0, 0.0, 5.0]])
+    x = torch.randn(3, positions)
+    packed = kernel.pack(weight)
+    assert torch.allclose(kernel.matmul(packed, x), weight @ x, atol=1e-6)
+    assert torch.allclose(kernel.matmul(copy.deepcopy(packed), x), weight @ x, atol=1e-6)
+    assert kernel.nbytes(packed) == 4 * (4 + 4 + 5)
+    empty = kernel.pack(torch.zeros(2, 3))
+    assert torch.equal(kernel.matmul(empty, x), torch.zeros(2, positions))
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(20,), (5, 20), (3, 7, 20), (2, 3, 9, 20), (4, 1, 20)])
+def test_linear_equals_dense(
+    kernel: AbstractKernel, layout: Literal["rows", "columns"], bias: bool, shape: tuple[int, ...]
+) -> None:
+    dense = pruned(nn.Linear(20, 11, bias=bias))
+    x = torch.randn(shape)
+    for tile in (4, 7, 1000):
+        sparse = sparse_version(copy.deepcopy(dense), kernel, Choice(kernel.name, tile, layout))
+        assert torch.allclose(sparse(x), dense(x), atol=1e-5)
+        if len(shape) > 1:
+            assert torch.allclose(sparse(x.mT.contiguous().mT), dense(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "dilation"),
+    [
+        (1, 1, 0, 1),
+        (1, 2, 0, 1),
+        (3, 1, 1, 1),
+        (3, 2, 1, 1),
+        (3, 1, "same", 2),
+        ((2, 3), (1, 2), (0, 1), (2, 1)),
+        (4, 1, "valid", 1),
+    ],
+)
+def test_convolution_equals_dense(
+    kernel: AbstractKernel, size: Any, stride: Any, padding: Any, dilation: Any
+) -> None:
+    dense = pruned(nn.Conv2d(5, 7, size, stride, padding, dilation, bias=size != 3))
+    x = torch.randn(3, 5, 9, 11)
+    for tile in (1, 10, 60, 1000):
+        sparse = sparse_version(copy.deepcopy(dense), kernel, Choice(kernel.name, tile))
+        for given in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3)[:, :, :, ::1]):
+            assert torch.allclose(sparse(given), dense(given), atol=1e-5)
+
+
+def test_everything_but_inference_in_float32_is_dense() -> None:
+    dense = pruned(nn.Linear(8, 8))
+    sparse = sparse_version(copy.deepcopy(dense), Bag(), Choice("bag", 64))
+    assert isinstance(sparse, SparseLinear)
+    x = torch.randn(3, 8)
+    assert sparse._usable(x)
+    assert not sparse._usable(x.double()) and not sparse._usable(x[:0])
+    assert not sparse._usable(x.clone().requires_grad_())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not sparse._usable(x)
+    assert not copy.deepcopy(sparse).train()._usable(x)
+    with_gradient = x.clone().requires_grad_()
+    sparse(with_gradient).sum().backward()
+    assert with_gradient.grad is not None
+    assert torch.allclose(with_gradient.grad, dense.weight.sum(0).expand(3, 8))
+    with torch.no_grad():
+        sparse.weight.mul_(2)
+    assert not sparse._usable(x) and not copy.deepcopy(sparse)._usable(x)
+    assert torch.allclose(sparse(x), nn.functional.linear(x, 2 * dense.weight, dense.bias))
+
+
+def test_copies_and_files_stay_sparse() -> None:
+    dense = pruned(nn.Linear(8, 8))
+    for kernel in KERNELS:
+        sparse = sparse_version(copy.deepcopy(dense), kernel, Choice(kernel.name, 64))
+        file = io.BytesIO()
+        torch.save(sparse, file)
+        file.seek(0)
+        for other in (copy.deepcopy(sparse), torch.load(file, weights_only=False)):
+            x = torch.randn(2, 8)
+            assert other._usable(x) and torch.allclose(other(x), dense(x), atol=1e-5)
+        assert list(sparse.state_dict()) == ["weight", "bias"]
+
+
+def test_siblings_compute_once_and_never_mix_inputs_up() -> None:
+    one, two = pruned(nn.Linear(8, 4)), pruned(nn.Linear(8, 6))
+    layers = [sparse_version(copy.deepcopy(m), Bag(), Choice("bag", 64)) for m in (one, two)]
+    assert isinstance(layers[0], SparseLinear) and isinstance(layers[1], SparseLinear)
+    siblings = Siblings([layers[0], layers[1]])
+    x, y = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    a = siblings.output(0, x)
+    assert torch.allclose(siblings.output(1, x), two(x), atol=1e-5)
+    assert siblings._waiting is None  # nothing is held once all have been asked
+    assert torch.allclose(a, one(x), atol=1e-5)
+    siblings.output(0, x)
+    assert torch.allclose(siblings.output(1, y), two(y), atol=1e-5)  # another input
+    siblings.output(0, x)
+    x.add_(1)
+    assert torch.allclose(siblings.output(1, x), two(x), atol=1e-5)  # written to in between
+    assert torch.allclose(siblings.output(1, x), two(x), atol=1e-5)  # asked twice
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+        self.out = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return {"y": self.out(nn.functional.scaled_dot_product_attention(q, k, v))}
+
+
+def test_accelerated_networks_answer_the_same_and_leave_the_original_alone() -> None:
+    model = Attention().train()
+    espalier.prune(model, 0.9)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    example = {"x": torch.randn(2, 32, 16)}
+    fast = accelerate(model, example, seconds=0.02)
+    assert model.training and type(model.query) is nn.Linear and model.query.weight.requires_grad
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not fast.training and list(fast.state_dict()) == list(before)
+    x = torch.randn(3, 5, 16)  # another shape gives right results too
+    with torch.no_grad():
+        assert torch.allclose(fast(x)["y"], model(x)["y"], atol=1e-5)
+    plan = plan_of(fast)
+    assert [layer.name for layer in plan.layers] == ["query", "key", "value", "out"]
+    assert plan.layers[0].dense_macs == 64 * 256 and plan.layers[0].macs == 64 * plan.layers[0].nonzeros
+    assert all("dense" in layer.timings and layer.reason for layer in plan.layers)
+
+
+def test_a_plan_is_saved_and_applied_without_measuring(tmp_path: Path) -> None:
+    model = pruned(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 10)))
+    x = torch.randn(2, 3, 8, 8)
+    choices = {"0": Choice("bag", 64), "2": Choice("csr", 64, "columns")}
+    fast = forced(model, x, **choices)
+    first, _, last = fast.children()
+    assert isinstance(first, SparseConv2d) and isinstance(last, SparseLinear)
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
+    plan_of(fast).save(tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan == plan_of(fast) and len(plan.sparse) == 2
+    assert torch.allclose(accelerate(model, x, plan=plan)(x), model(x), atol=1e-5)
+
+
+def test_siblings_of_a_plan() -> None:
+    model = pruned(Attention())
+    x = torch.randn(2, 4, 16)
+    shared = {name: Choice("bag", 64, "rows", "query") for name in ("query", "key", "value")}
+    fast = forced(model, (x,), **shared)
+    layers = [fast.get_submodule(name) for name in shared]
+    assert len({id(layer.siblings) for layer in layers if isinstance(layer, SparseLinear)}) == 1
+    assert torch.allclose(fast(x)["y"], model(x)["y"], atol=1e-5)
+    assert torch.allclose(copy.deepcopy(fast)(x)["y"], model(x)["y"], atol=1e-5)
+
+
+class Slow(Bag):
+    """A kernel whose measured times lie: quick while a layer is measured alone, slow in the whole network."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def matmul(self, packed: Any, activations: Tensor) -> Tensor:
+        self.calls += 1
+        if activations.shape[1] == 7:
+            for _ in range(200):
+                super().matmul(packed, activations)
+        return super().matmul(packed, activations)
+
+
+def test_never_slower_than_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    import espalier.runtime.acceleration as module
+
+    def pretend(plan: Any, *rest: Any) -> Any:
+        return replace(
+            plan, choice=Choice("bag", 64), timings={"dense": 2.0, "bag 64": 1.0}, reason="so it seemed"
+        )
+
+    monkeypatch.setattr(module, "_measure", pretend)
+    model = pruned(nn.Sequential(nn.Linear(16, 16)))
+    fast = accelerate(model, torch.randn(7, 16), kernels=(Slow(),), seconds=0.02)
+    plan = plan_of(fast)
+    assert plan.fell_back and type(fast.get_submodule("0")) is nn.Linear
+    assert "times as long as dense" in " ".join(plan.notes)
+    assert plan.summary().startswith("the dense network as it was")
+
+
+class Wrong(Bag):
+    def matmul(self, packed: Any, activations: Tensor) -> Tensor:
+        return super().matmul(packed, activations) + 1
+
+
+def test_a_kernel_that_is_wrong_is_never_used() -> None:
+    model = pruned(nn.Sequential(nn.Linear(64, 64)), 0.99)
+    plan = plan_of(accelerate(model, torch.randn(64, 64), kernels=(Wrong(),), seconds=0.01))
+    assert not plan.sparse and set(plan.layers[0].timings) == {"dense"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threads": 99}, r"does not fit: it is for threads 99 \(here 1\); measure anew"),
+        ({"processor": "Z80"}, "it is for processor 'Z80'"),
+    ],
+)
+def test_plans_for_other_machines_are_refused_or_measured_anew(
+    change: Mapping[str, Any], message: str
+) -> None:
+    model, x = pruned(nn.Linear(8, 8)), torch.randn(4, 8)
+    plan = plan_of(accelerate(model, x, seconds=0.0))
+    other = replace(plan, machine=replace(plan.machine, **change))
+    with pytest.raises(EspalierError, match=message):
+        accelerate(model, x, plan=other)
+    again = plan_of(accelerate(model, x, plan=other, stale="measure", seconds=0.0))
+    assert again.machine == plan.machine and "measured anew: it is for" in again.notes[0]
+
+
+def test_plans_for_other_inputs_and_networks_are_refused() -> None:
+    model, x = pruned(nn.Sequential(nn.Linear(8, 8))), torch.randn(4, 8)
+    plan = plan_of(accelerate(model, x, seconds=0.0))
+    with pytest.raises(EspalierError, match="inputs of shape 4×8, not 5×8"):
+        accelerate(model, torch.randn(5, 8), plan=plan)
+    with pytest.raises(EspalierError, match=r"another network: '0' has weight \[9, 8\], not \[8, 8\]"):
+        accelerate(pruned(nn.Sequential(nn.Linear(8, 9))), x, plan=plan)
+    with pytest.raises(EspalierError, match="another network: '0' is in one of them only"):
+        accelerate(pruned(nn.Sequential(nn.Sequential(nn.Linear(8, 8)))), x, plan=plan)
+    with pytest.raises(EspalierError, match="other weights: '0' has 6 nonzeros, not 13"):
+        accelerate(pruned(nn.Sequential(nn.Linear(8, 8)), 0.9), x, plan=plan)
+    with pytest.raises(EspalierError, match="wants the kernel 'gpu' for '0'; known: bag, csr"):
+        accelerate(model, x, plan=plan.with_choices({"0": Choice("gpu", 1)}))
+
+
+def test_bad_input_is_told_in_a_sentence(tmp_path: Path) -> None:
+    model = pruned(nn.Linear(8, 8))
+    with pytest.raises(EspalierError, match=r"does not run on the example input \(\[4, 9\]\): RuntimeError"):
+        accelerate(model, torch.randn(4, 9))
+    with pytest.raises(EspalierError, match="returns no floating tensor"):
+        accelerate(nn.Identity(), torch.ones(3, dtype=torch.long))
+    with pytest.raises(EspalierError, match="this model has no runtime plan"):
+        plan_of(model)
+    path = tmp_path / "plan.json"
+    with pytest.raises(EspalierError, match="cannot be read as a runtime plan"):
+        Plan.load(path)
+    path.write_text('{"format": "something"}')
+    with pytest.raises(EspalierError, match="its format is not 'espalier runtime plan 1'"):
+        Plan.load(path)
+    path.write_text('{"format": "espalier runtime plan 1", "layers": [{"name": "0"}]}')
+    with pytest.raises(EspalierError, match="a runtime plan that cannot be read: KeyError: 'shape'"):
+        Plan.load(path)
+
+
+def test_what_has_no_sparse_version_stays() -> None:
+    assert supported(nn.Linear(2, 2)) is None and supported(nn.Conv2d(2, 2, 1)) is None
+    assert supported(nn.Conv2d(2, 2, 1, groups=2)) == "2 groups"
+    assert supported(nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect")) == "padding mode reflect"
+    assert supported(nn.Conv1d(2, 2, 1)) == "a Conv1d"
+    dense = nn.Linear(8, 8)  # nothing pruned
+    plan = plan_of(accelerate(dense, torch.randn(4, 8)))
+    assert plan.layers[0].reason == "dense: 0% zeros are too few to try" and not plan.sparse
+
+
+def test_which_weights_can_be_2_4_on_a_gpu() -> None:
+    weight = torch.ones(64, 64, dtype=torch.float16)
+    weight.view(-1, 4)[:, 2:] = 0
+    assert obstacle(weight, cuda=True, capability=(8, 0)) is None
+    for other, cuda, capability, message in [
+        (weight, False, (0, 0), "need a CUDA device"),
+        (weight, True, (7, 5), "need compute capability 8.0, this device has 7.5"),
+        (weight.float(), True, (9, 0), "need float16 or bfloat16, got float32"),
+        (weight[:40], True, (9, 0), r"multiples of 32 rows and 64 columns, got [40, 64]"),
+        (torch.ones_like(weight), True, (9, 0), "more than 2 of 4 neighboring weights"),
+    ]:
+        found = obstacle(other, cuda=cuda, capability=capability)
+        assert found is not None and message in found
+
+
+def test_csr_is_used_for_single_positions() -> None:
+    kernel = Csr()
+    weight = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    assert kernel.matmul(kernel.pack(weight), torch.tensor([[3.0], [4.0]])).tolist() == [[4.0], [6.0]]
