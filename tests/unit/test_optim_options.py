@@ -37,6 +37,10 @@ LAW = PowerLaw(0.01, 0.5)
         (lambda: TargetSparsity(0.9, 100, warmup=-1), "`warmup` is -1; it counts steps"),
         (lambda: TargetSparsity(0.9, 10, warmup=10), "`steps` is 10: no ramp is left after 10 warm-up steps"),
         (lambda: TargetSparsity(0.9, 10, every=0), "`every` is 0; it counts steps between searches"),
+        (
+            lambda: TargetSparsity(0.9, 10, "cubic"),  # type: ignore[arg-type]
+            "`schedule` is 'cubic'; give the shape of the ramp",
+        ),
     ],
 )
 def test_laws(make, message) -> None:
@@ -110,7 +114,9 @@ def start(law: TargetSparsity, weights: torch.Tensor, **options) -> None:
 
 
 def test_targets_that_cannot_be_reached() -> None:
-    with pytest.raises(EspalierError, match="needs 90 zeros, but `min_kept` leaves room for 80"):
+    with pytest.raises(
+        EspalierError, match="needs 90 zeros, but `min_kept` leaves room for 80 in 100 entries; lower one"
+    ):
         start(TargetSparsity(0.9, 10), torch.ones(10, 10), min_kept=0.2)
     with pytest.raises(EspalierError, match=r"is 50 zeros, but 60 of 100 entries are zero already"):
         start(TargetSparsity(0.5, 10), torch.tensor([0.0] * 60 + [1.0] * 40).view(10, 10))
@@ -131,6 +137,14 @@ def test_targets_that_cannot_be_reached() -> None:
 def test_allocations_that_do_not_fit(kept, message) -> None:
     with pytest.raises(EspalierError, match=message):
         start(TargetSparsity(0.9, 10, kept=kept), torch.ones(10, 10))
+
+
+def test_an_allocation_below_the_floor() -> None:
+    weights = {name: Parameter(torch.ones(10, 10)) for name in ("a", "b")}
+    law = TargetSparsity(0.5, 10, kept={"a": 10, "b": 90})
+    optimizer = DualAveraging(weights.items(), 0.1, law=law, min_kept=0.2)
+    with pytest.raises(EspalierError, match="`kept` leaves 10 entries of 'a', but `min_kept` asks for 20"):
+        optimizer.step()
 
 
 def test_a_state_of_another_law() -> None:

@@ -83,6 +83,14 @@ def test_no_tensor_collapses_below_its_floor() -> None:
     assert [zeros([p]) for p in (small, large)] == [95, 895]
 
 
+def test_a_floor_is_the_decimal_that_was_written() -> None:
+    """0.07 * 100 is 7.000000000000001 in floats; seven entries are enough."""
+    w = Parameter(torch.randn(10, 10))
+    optimizer = DualAveraging([w], 1e-5, law=TargetSparsity(0.93, 3), min_kept=0.07)
+    train(optimizer, [w], 3)
+    assert zeros([w]) == 93
+
+
 def test_the_guard_holds_for_a_law_of_the_clock() -> None:
     w = Parameter(torch.randn(100, 30))
     optimizer = GRDA([w], 1e-3, c=1e4, mu=0.5, min_kept=0.2)

@@ -1,8 +1,9 @@
 """One parameter of the optimizer as the other modules see it, and thresholds searched over many of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -44,9 +45,12 @@ def owners(members: Sequence[Member]) -> list[Tensor]:
 
 
 def limits(members: Sequence[Member], least: Sequence[float]) -> list[int]:
-    """Most entries of each tensor that may be zero."""
+    """Most entries of each tensor that may be zero.
+
+    A share is the decimal that was written: 0.07 of 100 entries are 7, where the float is a little more.
+    """
     return [
-        member.entries - math.ceil(share * member.entries)
+        member.entries - math.ceil(Fraction(str(share)) * member.entries)
         for member, share in zip(members, least, strict=True)
     ]
 
@@ -57,8 +61,8 @@ def check_target(law: TargetSparsity, members: Sequence[Member], caps: Sequence[
     zeros = round(law.sparsity * entries)
     if sum(caps) < zeros:
         raise EspalierError(
-            f"a sparsity of {law.sparsity} needs {zeros} zeros, but `min_kept` leaves room for {sum(caps)};"
-            " lower one of them"
+            f"a sparsity of {law.sparsity} needs {zeros} zeros, but `min_kept` leaves room for {sum(caps)} in"
+            f" {entries} entries; lower one of them"
         )
     now = int(sum_rows(torch.stack([(m.latent == 0).sum() for m in members]), owners(members)).sum())
     if now > zeros:
@@ -67,16 +71,18 @@ def check_target(law: TargetSparsity, members: Sequence[Member], caps: Sequence[
             " already; ask for a larger sparsity, or keep their zeros with a mask"
         )
     if law.kept is not None:
-        _check_allocation(law.kept, members, entries - zeros)
+        _check_allocation(law.kept, members, caps, entries - zeros)
 
 
-def _check_allocation(kept: Any, members: Sequence[Member], budget: int) -> None:
+def _check_allocation(
+    kept: Mapping[str, int], members: Sequence[Member], caps: Sequence[int], budget: int
+) -> None:
     """Refuse an allocation that does not fit the thresholded parameters."""
     names = [member.name for member in members]
     for name in kept:
         if name not in names:
             raise EspalierError(f"`kept` names {name!r}, which is not thresholded here.{near(name, names)}")
-    for member in members:
+    for member, cap in zip(members, caps, strict=True):
         if member.name not in kept:
             raise EspalierError(
                 f"`kept` says nothing of {member.name!r}; give every thresholded parameter a count"
@@ -84,6 +90,11 @@ def _check_allocation(kept: Any, members: Sequence[Member], budget: int) -> None
         if not 0 <= kept[member.name] <= member.entries:
             raise EspalierError(
                 f"`kept` asks for {kept[member.name]} of {member.entries} entries of {member.name!r}"
+            )
+        if kept[member.name] < member.entries - cap:
+            raise EspalierError(
+                f"`kept` leaves {kept[member.name]} entries of {member.name!r}, but `min_kept` asks for"
+                f" {member.entries - cap}; change one of them"
             )
     if sum(kept.values()) != budget:
         raise EspalierError(f"`kept` sums to {sum(kept.values())} entries, but the sparsity leaves {budget}")

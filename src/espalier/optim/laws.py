@@ -239,6 +239,10 @@ class TargetSparsity:
             raise EspalierError(
                 f"`steps` is {self.steps}: no ramp is left after {self.warmup} warm-up steps; give more steps"
             )
+        if not isinstance(self.schedule, AbstractSchedule):
+            raise EspalierError(
+                f"`schedule` is {self.schedule!r}; give the shape of the ramp, such as CUBIC or Polynomial(1.0)"
+            )
         if self.every is not None and self.every < 1:
             raise EspalierError(
                 f"`every` is {self.every}; it counts steps between searches, so it must be >= 1"
