@@ -3,6 +3,7 @@
 from espalier.models.digits_cnn import DigitsCNN
 from espalier.models.hf import hf_model, load_hf
 from espalier.models.lenet import LeNet5
+from espalier.models.narrower import width_for
 from espalier.models.resnet_cifar import CifarResNet
 from espalier.models.sources import Filled, fill, imported, load_weights, round_to, torchvision_model
 from espalier.models.vgg import VGG16
@@ -22,4 +23,5 @@ __all__ = [
     "load_weights",
     "round_to",
     "torchvision_model",
+    "width_for",
 ]

@@ -3,20 +3,30 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from espalier.models.narrower import channels
+
 
 class LeNet5(nn.Module):
     """conv 1-6 (5x5, padding 2), conv 6-16 (5x5), linear 400-120-84-10; ReLU, max-pool 2: 61,706 parameters.
 
     Input (B, 1, 28, 28), output logits (B, classes). Initialisation is torch's default.
+
+    Args:
+        classes: number of logits.
+        width: factor on channels and hidden units, rounded; see `width_for`.
+
+    Raises:
+        EspalierError: the width is not positive.
     """
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, *, width: float = 1.0) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 5, padding=2)
-        self.conv2 = nn.Conv2d(6, 16, 5)
-        self.fc1 = nn.Linear(400, 120)
-        self.fc2 = nn.Linear(120, 84)
-        self.fc3 = nn.Linear(84, classes)
+        first, second, third, fourth = (channels(count, width) for count in (6, 16, 120, 84))
+        self.conv1 = nn.Conv2d(1, first, 5, padding=2)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.fc1 = nn.Linear(25 * second, third)
+        self.fc2 = nn.Linear(third, fourth)
+        self.fc3 = nn.Linear(fourth, classes)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from espalier._errors import EspalierError
+from espalier.models.narrower import channels
 
 
 class Block(nn.Module):
@@ -38,22 +39,24 @@ class CifarResNet(nn.Module):
     Args:
         depth: 20, 32, 44, 56, 110, or any other 6n + 2.
         classes: number of logits.
+        width: factor on the channels, rounded; see `width_for`.
 
     Raises:
-        EspalierError: the depth is not 6n + 2.
+        EspalierError: the depth is not 6n + 2, or the width not positive.
     """
 
-    def __init__(self, depth: int = 20, classes: int = 10) -> None:
+    def __init__(self, depth: int = 20, classes: int = 10, *, width: float = 1.0) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise EspalierError(f"a CIFAR ResNet has depth 6n + 2 (20, 32, 44, 56, 110), got {depth}")
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, 1, blocks)
-        self.layer2 = _stage(16, 32, 2, blocks)
-        self.layer3 = _stage(32, 64, 2, blocks)
-        self.linear = nn.Linear(64, classes)
+        first, second, third = (channels(count, width) for count in (16, 32, 64))
+        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = _stage(first, first, 1, blocks)
+        self.layer2 = _stage(first, second, 2, blocks)
+        self.layer3 = _stage(second, third, 2, blocks)
+        self.linear = nn.Linear(third, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
