@@ -30,7 +30,7 @@ CASES: list[tuple[Callable[[float], nn.Module], tuple[int, ...]]] = [
 
 
 @pytest.mark.parametrize(("make", "shape"), CASES, ids=["resnet20", "lenet5", "digits_cnn"])
-@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize("sparsity", [0.8, 0.98])
 def test_nearest_of_the_widths_around(
     make: Callable[[float], nn.Module], shape: tuple[int, ...], sparsity: float
 ):
@@ -39,14 +39,14 @@ def test_nearest_of_the_widths_around(
     model = make(width)
     found = parameters(model)
     with torch.device("meta"):
-        every = [parameters(make(width * (1 + step / 50))) for step in range(-10, 11)]
+        every = [parameters(make(width * (1 + step / 50))) for step in range(-10, 11, 2)]
     assert abs(found - wanted) <= min(abs(count - wanted) for count in every)
     assert model(torch.rand(2, *shape)).shape == (2, 10)
 
 
 def test_resnet20_at_a_tenth():
     model = CifarResNet(20, width=width_for(resnet20, 27_000))
-    assert [model.layer1[0].conv1.out_channels, model.linear.in_features] == [5, 20]
+    assert [len(model.conv1.weight), model.linear.in_features] == [5, 20]
     assert parameters(model) == pytest.approx(27_000, rel=0.03)
     assert parameters(CifarResNet(20, width=1.0)) == 269_722
 
