@@ -2,7 +2,7 @@
 
 import typer
 
-from espalier.cli.landscape import norms, path, project, spectrum
+from espalier.cli.landscape import functions, norms, path, plane, project, spectrum, topology
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -11,6 +11,6 @@ app = typer.Typer(
     epilog="Example: espalier landscape path dense.safetensors pruned.safetensors --model resnet20 --data cifar10_jpeg",
 )
 
-for module in (path, spectrum, project, norms):
+for module in (path, plane, spectrum, project, functions, norms, topology):
     name = module.__name__.rpartition(".")[2]
     app.command(name, help=module.__doc__, no_args_is_help=True)(module.command)
