@@ -1,10 +1,12 @@
 """Documentation that cannot rot: its code runs, its references are fresh, every public name is in it."""
 
+import importlib
 import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 from docs import generate
@@ -19,9 +21,11 @@ PAGES = [
     "docs/tutorial-data.md",
     "docs/tutorial-training.md",
     "docs/tutorial-python.md",
+    "docs/directional-training.md",
     "docs/export.md",
     "docs/landscape-curvature.md",
     "docs/directional.md",
+    "docs/new-method.md",
 ]
 COMMANDS = ("inspect", "prune", "unpack", "finetune", "train", "evaluate", "export", "demo")
 
@@ -70,7 +74,7 @@ def test_commands_of_a_page_run(
     lines = [
         line[2:] for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")
     ]
-    assert lines or page.endswith("python.md")
+    assert lines or page.endswith(("python.md", "new-method.md"))
     for line in lines:
         assert line.startswith("espalier "), f"{page}: only our own commands are run: {line}"
         if line == "espalier demo -o demo":
@@ -100,6 +104,18 @@ def test_every_public_name_is_in_the_api_page_under_one_theme() -> None:
 @pytest.mark.parametrize("name", [name for name in espalier.__all__ if name != "__version__"])
 def test_every_public_name_has_a_docstring(name: str) -> None:
     assert (getattr(espalier, name).__doc__ or "").strip(), f"espalier.{name} says nothing of itself"
+
+
+@pytest.mark.parametrize("package", generate.PACKAGES)
+def test_every_exported_class_and_function_is_in_the_api_page(package: str) -> None:
+    module = importlib.import_module(package)
+    page = generate.api_reference()
+    assert f"## `{package}`" in page
+    for name in generate.exported(package):
+        value = getattr(module, name)
+        if isinstance(value, type | FunctionType):
+            assert f"::: {value.__module__}.{name}\n" in page
+            assert (value.__doc__ or "").strip(), f"{package}.{name} says nothing of itself"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,7 @@
 from espalier.scores._base import AbstractScore as AbstractScore
 from espalier.scores._base import Evidence as Evidence
 from espalier.scores._base import Sampling as Sampling
+from espalier.scores._base import elementwise as elementwise
 from espalier.scores._base import ranked as ranked
 from espalier.scores.grasp import GraSP as GraSP
 from espalier.scores.magnitude import Magnitude as Magnitude
