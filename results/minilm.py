@@ -44,11 +44,16 @@ def folder() -> Path:
     return next(Path(spec.origin).parent.rglob("config.json")).parent
 
 
+def prose() -> list[str]:
+    """All different sentences of 8 to 40 words, sorted."""
+    text = " ".join(topics[key] for key in sorted(topics))
+    found = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)]
+    return sorted({s for s in found if 8 <= len(s.split()) <= 40 and re.fullmatch(r"[\w\s,;:'()/.-]+", s)})
+
+
 def sentences() -> list[str]:
-    """Every k-th sentence of 8 to 40 words, so that all topics take part."""
-    prose = " ".join(topics[key] for key in sorted(topics))
-    found = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", prose)]
-    plain = sorted({s for s in found if 8 <= len(s.split()) <= 40 and re.fullmatch(r"[\w\s,;:'()/.-]+", s)})
+    """Every k-th sentence, so that all topics take part."""
+    plain = prose()
     return plain[:: max(1, len(plain) // SENTENCES)][:SENTENCES]
 
 
