@@ -26,6 +26,7 @@ LAYERS = [
     {"train", "methods"},
     {"finetuning", "pruned_training", "recipe", "study"},
     {"landscape", "directional", "layerwise", "export", "compare", "runtime"},
+    {"callbacks"},
     {"report"},
     {"cli"},
 ]

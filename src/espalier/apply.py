@@ -84,6 +84,13 @@ class Hold:
         if self.optimizer is not None:
             self._held.clear_state(self.optimizer)
 
+    def mask_gradient(self, name: str) -> None:
+        """Sets the gradient of a parameter to zero where it is pruned, now: before clipping by norm, say.
+
+        `step` does it for all by itself. A name without a mask is left alone.
+        """
+        self._held.clear_gradient(name)
+
     def verify(self) -> None:
         """Checks that every pruned entry is zero; see `Masks.verify`."""
         self.masks.verify(self.module)
@@ -160,15 +167,21 @@ class _Held:
                 parameter.masked_fill_(removed, 0.0)
 
     def clear_gradients(self) -> None:
+        for name in self._pairs:
+            self.clear_gradient(name)
+
+    def clear_gradient(self, name: str) -> None:
+        if name not in self._pairs:
+            return
+        parameter, removed = self._on_its_device(name)
+        gradient = parameter.grad
+        if gradient is None:
+            return
         with torch.no_grad():
-            for parameter, removed in self._each():
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                if gradient.layout == torch.sparse_coo:  # of an embedding: whole rows by index
-                    gradient._values().masked_fill_(removed[gradient._indices()[0]], 0.0)
-                else:
-                    gradient.masked_fill_(removed, 0.0)
+            if gradient.layout == torch.sparse_coo:  # of an embedding: whole rows by index
+                gradient._values().masked_fill_(removed[gradient._indices()[0]], 0.0)
+            else:
+                gradient.masked_fill_(removed, 0.0)
 
     def clear_state(self, optimizer: torch.optim.Optimizer) -> None:
         with torch.no_grad():
@@ -187,10 +200,14 @@ class _Held:
         self.clear_weights()
 
     def _each(self) -> list[tuple[nn.Parameter, Tensor]]:
-        for name, (parameter, removed) in self._pairs.items():
-            if removed.device != parameter.device:  # the module has moved
-                self._pairs[name] = (parameter, removed.to(parameter.device))
-        return list(self._pairs.values())
+        return [self._on_its_device(name) for name in self._pairs]
+
+    def _on_its_device(self, name: str) -> tuple[nn.Parameter, Tensor]:
+        parameter, removed = self._pairs[name]
+        if removed.device != parameter.device:  # the module has moved
+            removed = removed.to(parameter.device)
+            self._pairs[name] = (parameter, removed)
+        return parameter, removed
 
 
 class _Closure:
