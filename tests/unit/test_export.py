@@ -447,3 +447,23 @@ def test_examples_of_transformers(bert: Path) -> None:
     (bert / "tokenizer.json").unlink()
     with pytest.raises(EspalierError, match="Linear takes neither input_ids nor pixel_values"):
         hf_example(nn.Linear(2, 2), bert)
+
+
+def test_images_of_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=8,
+        patch_size=4,
+    )
+    example = hf_example(transformers.ViTModel(config), "nowhere")
+    assert example.names == ("pixel_values",) and example.tensors[0].shape == (2, 3, 8, 8)
+    assert inputs.example("hf:nowhere", transformers.ViTModel(config), "3x4x4").tensors[0].shape == (
+        2,
+        3,
+        4,
+        4,
+    )
