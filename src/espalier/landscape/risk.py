@@ -161,17 +161,18 @@ class Risk:
 
     def _gauss_newton_product(self, at: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         _load_forward_ad()
+        # Two passes, one for J v and one for J': a single one would record the tangents too, at twice the time.
+        with torch.no_grad(), forward_ad.dual_level():
+            dual = forward_ad.make_dual(at, v)  # type: ignore[no-untyped-call]
+            along = forward_ad.unpack_dual(self._outputs(self.named(dual), x)).tangent  # type: ignore[no-untyped-call]
+        if along is None:  # the outputs do not depend on the weights
+            return torch.zeros_like(v)
         leaf = at.detach().requires_grad_()
-        with forward_ad.dual_level():
-            outputs = self._outputs(self.named(forward_ad.make_dual(leaf, v)), x)  # type: ignore[no-untyped-call]
-            primal, along = forward_ad.unpack_dual(outputs)  # type: ignore[no-untyped-call]
-            if along is None:  # the outputs do not depend on the weights
-                return torch.zeros_like(v)
-            inner = primal.detach().requires_grad_()
-            along = along.detach()
-            (slope,) = torch.autograd.grad(self._loss(inner, y), inner, create_graph=True)
-            bent = torch.autograd.grad(slope, inner, along)[0] if slope.requires_grad else 0 * along
-            return torch.autograd.grad(primal, leaf, bent, materialize_grads=True)[0]
+        outputs = self._outputs(self.named(leaf), x)
+        inner = outputs.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self._loss(inner, y), inner, create_graph=True)
+        bent = torch.autograd.grad(slope, inner, along)[0] if slope.requires_grad else 0 * along
+        return torch.autograd.grad(outputs, leaf, bent, materialize_grads=True)[0]
 
     def _loss_and_gradient(self, at: Tensor, batches: Iterable[Batch]) -> tuple[float, Tensor]:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
