@@ -1,10 +1,10 @@
-"""The figure and the section of `results/directional_small.json`; `results.figures` puts them on the page."""
+"""A small network pruned without retraining: directional path, OBS, OBD, magnitude."""
 
 from typing import Any
 
-from results._common import HERE
+from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, markdown
 
-LEAF, BARK, SKY, GREY, PLUM = "#2f6b46", "#9a4a12", "#4477aa", "#777777", "#aa3377"
+PLUM = "#aa3377"
 STYLES = {
     "magnitude": (GREY, "-"),
     "OBD": (SKY, "--"),
@@ -69,8 +69,6 @@ def directional_simulation_rows(result: dict[str, Any]) -> list[list[str]]:
 
 def directional_section(result: dict[str, Any]) -> str:
     """The section of the results page."""
-    from results.figures import markdown
-
     dense, n = result["dense"], len(result["runs"])
     return f"""A perceptron on scikit-learn's digits ({result["weights"]:,} weights, {n} seeds): training loss
 {dense["train loss"]["mean"]:.4f}, test accuracy {100 * dense["test accuracy"]["mean"]:.1f} %. Nothing is trained after pruning. "Anew": the
@@ -84,3 +82,11 @@ Gauss-Newton matrix is taken again at every sparsity of the table, else it is th
 Why the path and not the formula: on a quadratic the formula leaves the flat space with its first zero, the path does not.
 
 {markdown(directional_simulation_rows(result))}"""
+
+
+CHAPTER = Chapter(
+    "A small network without retraining: directional path, surgeon, magnitude",
+    "directional_small",
+    directional_section,
+    directional_figure,
+)
