@@ -93,7 +93,7 @@ def interleave(
             samples[name].append(clock() - before)
         best = min(min(samples[name]) for name in alive)
         if done + 1 >= least:
-            alive = {n: f for n, f in alive.items() if n in always or min(samples[n]) <= keep * best}
+            alive = {n: f for n, f in alive.items() if n in always or not min(samples[n]) > keep * best}
         if progress is not None:
             progress()
     return {name: Timing(tuple(found)) for name, found in samples.items()}
@@ -164,8 +164,8 @@ def snapping(timings: Mapping[str, Timing]) -> float | None:
         n, low = len(timing.samples), timing.minimum
         if n < 5 or not low:
             continue
-        if len(set(timing.samples)) <= n // 2:
-            distinct = sorted(set(timing.samples))
+        distinct = sorted({round(sample, 9) for sample in timing.samples})
+        if len(distinct) <= n // 2:
             return min((b - a for a, b in pairwise(distinct)), default=low)
         multiples = [round(sample / low) for sample in timing.samples]
         close = sum(abs(sample / low - m) <= 0.03 * m for sample, m in zip(timing.samples, multiples))

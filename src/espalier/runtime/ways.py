@@ -1,0 +1,235 @@
+"""The ways a pruned network can be deployed on a CPU, each as a module that takes what the network takes."""
+
+import copy
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from espalier._errors import EspalierError, first_line
+from espalier.export import Example, to_onnx
+from espalier.export.parity import Session
+from espalier.runtime.acceleration import accelerate, plan_of
+from espalier.runtime.plan import Plan
+
+
+class AbstractWay(ABC):
+    """One row of the bench.
+
+    Args:
+        model: the pruned network, float32, in eval mode; never changed.
+        folder: for files; emptied by the caller.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, model: nn.Module, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.note = ""
+
+    @abstractmethod
+    def module(self, example: Example) -> nn.Module:
+        """What answers inputs like the example, ready to be timed; anything it raises is a reason not to run."""
+
+    def file_bytes(self, sparse: int) -> int | None:
+        """Bytes of what would be shipped, given those of the sparse file."""
+        del sparse
+        return sum(int(tensor.nbytes) for tensor in self.model.state_dict().values())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights this way multiplies with, by the names of the model's parameters, where they can be seen."""
+        return {}
+
+
+class Dense(AbstractWay):
+    """The network as it is."""
+
+    name: ClassVar[str] = "dense fp32"
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        return self.model
+
+
+class Half(AbstractWay):
+    """The network and its inputs in bfloat16."""
+
+    name: ClassVar[str] = "dense bf16"
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        return _Cast(copy.deepcopy(self.model).to(torch.bfloat16))
+
+    def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
+        state = self.model.state_dict().values()
+        return sum(int(x.numel() * (2 if x.is_floating_point() else x.element_size())) for x in state)
+
+
+class Compiled(AbstractWay):
+    """`torch.compile` with its default backend."""
+
+    name: ClassVar[str] = "torch.compile"
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch._dynamo.reset()
+            compiled: nn.Module = torch.compile(copy.deepcopy(self.model), dynamic=False)  # type: ignore[assignment]
+            positional, named = example.arguments
+            with torch.inference_mode():
+                compiled(*positional, **named)
+        return compiled
+
+
+class Int8(AbstractWay):
+    """Dynamic int8 quantisation of the Linear layers: of the zeros of the file, all stay zeros."""
+
+    name: ClassVar[str] = "int8 dynamic"
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        linears = sum(isinstance(module, nn.Linear) for module in self.model.modules())
+        others = sum(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        if not linears:
+            raise EspalierError("the network has no Linear layer, and dynamic quantisation takes no other")
+        self.note = f"{linears} Linear layers" + (f"; {others} convolutions stay fp32" if others else "")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from torch.ao.quantization import quantize_dynamic
+
+            quantize: Any = quantize_dynamic
+            quantized: nn.Module = quantize(copy.deepcopy(self.model), {nn.Linear})
+        self._quantized = quantized
+        return quantized
+
+    def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
+        path = self.folder / "int8.pt"
+        torch.save(self._quantized.state_dict(), path)
+        return path.stat().st_size
+
+    def weights(self) -> dict[str, Tensor]:  # noqa: D102
+        found = {}
+        for name, module in self._quantized.named_modules():
+            if isinstance(module, torch.ao.nn.quantized.dynamic.Linear):
+                weight: Any = module.weight
+                found[f"{name}.weight" if name else "weight"] = weight().int_repr()
+        return found
+
+
+class OnnxSparse(AbstractWay):
+    """onnxruntime with the exported file, whose pruned weights are sparse initializers."""
+
+    name: ClassVar[str] = "onnxruntime, sparse file"
+
+    def _file(self, example: Example) -> Path:
+        path = self.folder / "sparse.onnx"
+        if not path.exists():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                to_onnx(self.model, example.with_rows(2), path)
+        return path
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        return _Onnx(Session(self._file(example)), example)
+
+    def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
+        return (self.folder / "sparse.onnx").stat().st_size
+
+
+class OnnxDense(OnnxSparse):
+    """onnxruntime with the same graph and dense weights."""
+
+    name: ClassVar[str] = "onnxruntime, dense"
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        path = self.folder / "dense.onnx"
+        if not path.exists():
+            _densify(self._file(example), path)
+        return _Onnx(Session(path), example)
+
+    def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
+        return (self.folder / "dense.onnx").stat().st_size
+
+
+class Ours(AbstractWay):
+    """The sparse file and `espalier.runtime.accelerate`."""
+
+    name: ClassVar[str] = "espalier"
+
+    def __init__(self, model: nn.Module, folder: Path, seconds: float = 0.5) -> None:
+        super().__init__(model, folder)
+        self.seconds = seconds
+        self.plans: dict[int, Plan] = {}
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        positional, named = example.arguments
+        fast = accelerate(self.model, named or positional, seconds=self.seconds)
+        self.plans[example.rows] = plan = plan_of(fast)
+        self.note = "; ".join(f"batch {rows}: {p.summary()}" for rows, p in self.plans.items())
+        del plan
+        return fast
+
+    def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
+        return sparse
+
+
+WAYS: tuple[type[AbstractWay], ...] = (Dense, Half, Compiled, Int8, OnnxDense, OnnxSparse, Ours)
+"""All rows, in the order of the table."""
+
+
+def why_not(error: BaseException) -> str:
+    """The reason why a way does not run, in one line."""
+    return (
+        first_line(error)
+        if isinstance(error, EspalierError)
+        else f"{type(error).__name__}: {first_line(error)}"
+    )
+
+
+class _Cast(nn.Module):
+    """Casts floating inputs to bfloat16."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *positional: Any, **named: Any) -> Any:
+        positional, named = pytree.tree_map(_to_bf16, (positional, named))
+        return self.inner(*positional, **named)
+
+
+class _Onnx(nn.Module):
+    """An onnxruntime session that is called as the network is."""
+
+    def __init__(self, session: Session, example: Example) -> None:
+        super().__init__()
+        self.session, self.example = session, example
+
+    def forward(self, *positional: Tensor, **named: Tensor) -> Any:
+        given = Example(positional or tuple(named.values()), self.example.names, self.example.axes)
+        found = self.session.run(given)
+        return found[0] if len(found) == 1 else found
+
+
+def _to_bf16(value: Any) -> Any:
+    return value.to(torch.bfloat16) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _densify(source: Path, target: Path) -> None:
+    """The same ONNX graph with dense weights."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    proto = onnx.load(str(source))
+    for sparse in proto.graph.sparse_initializer:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if indices.ndim == 1:
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        proto.graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del proto.graph.sparse_initializer[:]
+    onnx.save(proto, str(target))
