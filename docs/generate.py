@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import FunctionType
 
 import espalier
 
@@ -37,6 +38,34 @@ THEMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+PACKAGES = ("espalier.optim", "espalier.train.calibration")
+"""Imported by their own names; each has a section with the names that it exports."""
+
+
+def exported(package: str) -> list[str]:
+    """Public names of a package in its own order: `__all__`, or what it imports under the same name again."""
+    module = importlib.import_module(package)
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("espalier.")
+    ]
+
+
+def _section(package: str) -> list[str]:
+    """A package's own words, then its classes and functions; constants are in the docstrings of what takes them."""
+    module = importlib.import_module(package)
+    summary = (module.__doc__ or "").partition("\n")[0]
+    named = {name: getattr(module, name) for name in exported(package)}
+    parts = [f"## `{package}`\n\n{summary}\n"]
+    for name, value in named.items():
+        if isinstance(value, type | FunctionType):
+            parts.append(f"::: {value.__module__}.{name}\n")
+    return parts
+
+
 def cli_reference() -> str:
     """One section a command, with its help."""
     import typer.main
@@ -63,6 +92,8 @@ def api_reference() -> str:
         for name in names:
             module = importlib.import_module(espalier._MODULES[name])
             parts.append(f"::: {getattr(module, name).__module__}.{name}\n")
+    for package in PACKAGES:
+        parts += _section(package)
     return "\n".join(parts)
 
 

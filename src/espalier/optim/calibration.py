@@ -42,7 +42,7 @@ def power_law_reaching(threshold: float, rates: Iterable[float], mu: float = 0.5
     Args:
         threshold: g >= 0 after the last step, in weights.
         rates: effective rates in the order of the steps.
-        mu: in (0, 1]; 0.51 is the paper's, just above the 1/2 where the threshold outgrows the noise.
+        mu: in [0, 1]; 0.51 is the paper's, just above the 1/2 where the threshold outgrows the noise.
 
     Returns:
         `PowerLaw(c, mu)`.
@@ -59,7 +59,5 @@ def power_law_reaching(threshold: float, rates: Iterable[float], mu: float = 0.5
         raise EspalierError(f"`threshold` is {threshold}; it must be a number >= 0, in the weights' unit")
     path = threshold_path(PowerLaw(1.0, mu), rates)
     if not path or path[-1] <= 0:
-        raise EspalierError(
-            "no threshold grows here: `rates` must hold a rate above 0, and `mu` must be above 0"
-        )
+        raise EspalierError("no threshold grows here: `rates` must hold a rate above 0")
     return PowerLaw(threshold / path[-1], mu)

@@ -24,6 +24,8 @@ from espalier.train.loop import fit
 from espalier.train.optimizers import rate
 from espalier.train.training import Training
 
+__all__ = ["Calibration", "Pilot", "calibrate"]
+
 _TOLERANCE = 0.1  # of the density wanted: closer than the extrapolation is good for
 _STEEPEST, _FLATTEST = 4.0, 0.4  # believable powers of c by which a density falls
 _AT_ONCE = Polynomial(30.0)  # a ramp that is at its end for most of the run, as a power law is
@@ -104,7 +106,7 @@ def calibrate(
         data: train split to train on, validation split to report accuracies on.
         training: the whole training, with steps of type "sgd".
         sparsity: in (0, 1), zeros / thresholded entries wanted at its end.
-        mu: in (0, 1].
+        mu: in [0, 1].
         pilot_epochs: between 1 and `training.epochs`; default a fifth of them.
         rounds: >= 1, most pilots under a power law; fewer when the prediction is within a tenth of the density
             wanted.
@@ -119,7 +121,8 @@ def calibrate(
         Diverged: a pilot's loss is not finite; lower `training.lr`.
     """
     epochs = _check(training, sparsity, pilot_epochs, rounds)
-    short = replace(training, epochs=epochs, warmup=training.warmup * epochs / training.epochs)
+    warmup = training.warmup * epochs / training.epochs
+    short = replace(training, epochs=epochs, warmup=warmup, stop_below=None)
     search = _Search(model, data, training, short, options, progress)
     law = search.start(sparsity, mu)
     pilots: list[Pilot] = []
