@@ -5,9 +5,7 @@
 A perceptron with one hidden layer on scikit-learn's digits (64 inputs, 16 hidden units, 10 classes: 1,210 parameters,
 1,184 weights to prune), small enough that the Gauss-Newton matrix of all its weights fits in memory and OBS is exact.
 Every method sees the same curvature: of the mean training loss, on all training images, at the dense network; a second
-OBS, OBD and path take it anew at their own last point, at each sparsity listed. "Adjusted" takes the places from the path
-and puts the weights that stay where the known curvature wants them (`refit`), as `espalier prune --method directional`
-does. Nothing is trained after pruning; the test images are read once per point and choose nothing. Also here: the
+OBS, OBD and path take it anew at their own last point, at each sparsity listed. Nothing is trained after pruning; the test images are read once per point and choose nothing. Also here: the
 simulation on a quadratic with 40 flat directions out of 60, which says the same without a network.
 """
 
@@ -31,7 +29,6 @@ from espalier.directional import (
     closed_form,
     follow,
     one_shot,
-    refit,
     scores,
     strength_for,
 )
@@ -122,10 +119,6 @@ def methods(dense: Tensor, curvature: Callable[[Tensor], Tensor]) -> dict[str, S
 
     def alive(at: Tensor) -> Tensor:
         return curvature(at) * (at != 0) * (at != 0)[:, None]
-
-    def adjusted(at: Tensor, zeros: int) -> Tensor:
-        here = flat_of(alive(at))
-        return refit(at, follow(at, here, zeros=zeros, batch=0.005).weights != 0, here)
 
     return {
         "magnitude": lambda at, zeros: brain_damage(dense, torch.ones(d), zeros).weights,

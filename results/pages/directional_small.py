@@ -14,7 +14,6 @@ STYLES = {
     "directional, one shot": (PLUM, "-"),
     "directional path": (LEAF, "--"),
     "directional path, anew": (LEAF, "-"),
-    "directional places, adjusted, anew": (LEAF, ":"),
 }
 SHOWN = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
