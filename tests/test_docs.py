@@ -23,6 +23,7 @@ PAGES = [
     "docs/tutorial-python.md",
     "docs/directional-training.md",
     "docs/export.md",
+    "docs/runtime.md",
     "docs/landscape-curvature.md",
     "docs/directional.md",
     "docs/new-method.md",
