@@ -160,7 +160,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         method,
         sparsity=sparsity,
         parent=parent,
-        teach=cell.teacher,
+        teacher=parent if cell.teacher else None,
         folder=folder,
     )
     shutil.rmtree(folder)

@@ -62,7 +62,7 @@ def train_pruned(
     *,
     sparsity: float | None = None,
     parent: nn.Module | None = None,
-    teach: bool = False,
+    teacher: nn.Module | None = None,
     scope: Scope = "weights",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -81,7 +81,7 @@ def train_pruned(
         method: how zeros come about.
         sparsity: to reach, in [0, 1); None where the method decides.
         parent: the dense network to compare with; not the model itself.
-        teach: train towards the parent's outputs as well, or alone if `training.labels` is False.
+        teacher: towards whose outputs to train as well, or alone if `training.labels` is False; may be the parent.
         scope: which parameters are pruned.
         include: globs on parameter names; only these.
         exclude: globs on parameter names; not these.
@@ -101,7 +101,7 @@ def train_pruned(
         method=method,
         sparsity=sparsity,
         parent=parent,
-        teacher=parent if teach else None,
+        teacher=teacher,
         names=names,
         folder=folder,
         on_epoch=on_epoch,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,15 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from espalier._errors import EspalierError, near
 from espalier.train.training import Training
 
+T = TypeVar("T", bound=BaseModel)
+
 PACKAGED = Path(__file__).parent / "recipes"
 """Where the recipes of the package lie."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Fields that are not known are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataRecipe(_Strict):
+class DataRecipe(Strict):
     """Which data.
 
     Args:
@@ -48,7 +52,7 @@ class MethodRecipe(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A whole run, but for where the files lie.
 
     Args:
@@ -80,19 +84,23 @@ class Recipe(_Strict):
     seeds: tuple[int, ...] = (0,)
 
 
-class RecipeFile:
-    """A recipe with the place of each of its fields in the file.
+class YamlFile(Generic[T]):
+    """A YAML file checked field by field, with the place of each of its fields.
 
     Args:
         path: the file.
+        kind: what it describes.
+
+    Attributes:
+        value: the content.
 
     Raises:
         EspalierError: the file cannot be read, is not YAML, or has unknown, missing or wrong fields; names the
             field and its line.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, kind: type[T]) -> None:
+        self.path, self.kind = path, kind
         try:
             text = path.read_text(encoding="utf-8")
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -105,11 +113,12 @@ class RecipeFile:
             what = getattr(error, "problem", None) or "it is not text"
             raise EspalierError(f"{path}, {where}this is not YAML: {what}") from None
         if not isinstance(values, dict):
+            needed = [name for name, field in kind.model_fields.items() if field.is_required()]
             raise EspalierError(
-                f"{path} is not a recipe: it must be a mapping with title, model, data, training, method"
+                f"{path} is not a {kind.__name__.lower()}: it must be a mapping with {', '.join(needed)}"
             )
         try:
-            self.recipe = Recipe.model_validate(values)
+            self.value = kind.model_validate(values)
         except ValidationError as error:
             raise EspalierError("; ".join(self._said(e) for e in error.errors()[:3])) from None
 
@@ -132,24 +141,25 @@ class RecipeFile:
         field = tuple(error["loc"])
         name = ".".join(str(part) for part in field)
         if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            return f"{self.at(*field)}: unknown field {name!r}.{near(str(field[-1]), _fields(field[:-1]))}"
+            known = _fields(self.kind, field[:-1])
+            return f"{self.at(*field)}: unknown field {name!r}.{near(str(field[-1]), known)}"
         if error["type"] in ("missing", "missing_argument"):
             return f"{self.at(*field)}: the field {name!r} is missing"
         message = error["msg"].removeprefix("Value error, ")
-        return (
-            f"{self.at(*field)}: {name}: {message[:1].lower()}{message[1:]}, got {error['input']!r}"
-            if (error["type"] != "value_error")
-            else f"{self.at(*field)}: {message}"
-        )
+        if error["type"] == "value_error":
+            return f"{self.at(*field)}: {message}"
+        return f"{self.at(*field)}: {name}: {message[:1].lower()}{message[1:]}, got {error['input']!r}"
 
 
-def _fields(parents: Sequence[str | int]) -> Sequence[str]:
-    """Names that a part of a recipe may have."""
-    if list(parents) == ["data"]:
-        return list(DataRecipe.model_fields)
-    if list(parents) == ["training"]:
-        return list(Training.__dataclass_fields__)
-    return list(Recipe.model_fields)
+def _fields(kind: Any, parents: Sequence[str | int]) -> Sequence[str]:
+    """Names that a part of a file may have."""
+    for part in parents:
+        if isinstance(part, int):
+            kind = get_args(kind)[0]
+        elif isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation
+    found = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    return list(found)
 
 
 def packaged() -> dict[str, Path]:
@@ -157,7 +167,7 @@ def packaged() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PACKAGED.glob("*.yaml"))}
 
 
-def find_recipe(word: str) -> RecipeFile:
+def find_recipe(word: str) -> YamlFile[Recipe]:
     """A recipe by the name of one of the package's, or by its path.
 
     Raises:
@@ -165,9 +175,9 @@ def find_recipe(word: str) -> RecipeFile:
     """
     known = packaged()
     if word in known:
-        return RecipeFile(known[word])
+        return YamlFile(known[word], Recipe)
     if not Path(word).is_file():
         raise EspalierError(
             f"no recipe {word!r}: neither a file nor one of {', '.join(known)}.{near(word, known)}"
         )
-    return RecipeFile(Path(word))
+    return YamlFile(Path(word), Recipe)

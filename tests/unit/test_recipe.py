@@ -29,7 +29,7 @@ every_recipe = pytest.mark.parametrize("name", list(packaged()))
 
 @every_recipe
 def test_packaged_recipes_name_what_exists(name: str):
-    recipe = find_recipe(name).recipe
+    recipe = find_recipe(name).value
     classes = {"torchvision:CIFAR100": 100, "imagenet": 1000}.get(recipe.data.name, 10)
     with torch.device("meta"):
         network = names.network(recipe.model, classes)
@@ -54,7 +54,7 @@ def test_every_task_has_the_papers_recipe_and_a_modern_one():
 
 @every_recipe
 def test_the_papers_recipes_have_neither_momentum_nor_decay(name: str):
-    recipe = find_recipe(name).recipe
+    recipe = find_recipe(name).value
     if not name.endswith("-paper"):
         return
     assert recipe.training.momentum == 0 and recipe.training.weight_decay == 0
@@ -69,7 +69,7 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 def test_a_good_recipe(tmp_path: Path):
-    recipe = find_recipe(written(tmp_path, GOOD)).recipe
+    recipe = find_recipe(written(tmp_path, GOOD)).value
     assert isinstance(recipe, Recipe) and recipe.training.epochs == 2 and recipe.seeds == (0,)
     assert recipe.method.options == {"end": 0.8}
 

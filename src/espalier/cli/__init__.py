@@ -8,7 +8,19 @@ import sys
 import typer
 
 from espalier import EspalierError, __version__
-from espalier.cli import bench, demo, evaluate, export, finetune, inspect, landscape, prune, train, unpack
+from espalier.cli import (
+    bench,
+    compare,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    inspect,
+    landscape,
+    prune,
+    train,
+    unpack,
+)
 
 app = typer.Typer(
     name="espalier",
@@ -21,7 +33,7 @@ app = typer.Typer(
     epilog="Example: espalier inspect model.safetensors --html report.html",
 )
 
-for module in (inspect, prune, unpack, finetune, train, evaluate, export, bench, demo):
+for module in (inspect, prune, unpack, finetune, train, compare, evaluate, export, bench, demo):
     name = module.__name__.rpartition(".")[2]
     app.command(name, help=module.__doc__, no_args_is_help=module is not demo)(module.command)
 app.add_typer(landscape.app, name="landscape")

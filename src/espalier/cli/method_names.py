@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from espalier._errors import EspalierError, near
@@ -56,12 +57,19 @@ def words() -> list[str]:
 
 def score(word: str) -> "AbstractScore":
     """What makes a weight worth keeping."""
-    from espalier.scores import Magnitude, Random
+    from espalier import scores
 
     name, _, seed = word.partition("=")
     table: dict[str, Callable[[], AbstractScore]] = {
-        "magnitude": Magnitude,
-        "random": lambda: Random(int(seed or 0)),
+        "magnitude": scores.Magnitude,
+        "random": lambda: scores.Random(int(seed or 0)),
+        "saliency": scores.Saliency,
+        "obd": scores.OBD,
+        "hessian-obd": scores.HessianOBD,
+        "woodfisher": scores.WoodFisher,
+        "snip": scores.SNIP,
+        "grasp": scores.GraSP,
+        "synflow": scores.SynFlow,
     }
     return look_up("score", name, table)()
 
@@ -73,7 +81,7 @@ def _value(option: str, value: Any) -> Any:
     if option == "allocation" and isinstance(value, str):
         word, _, floor = value.partition(" floor=")
         return allocation(word, float(floor or 0))
-    if option == "score" and isinstance(value, str):
+    if option in ("score", "start") and isinstance(value, str):
         return score(value)
     if option == "schedule":
         return Polynomial({"cubic": 3.0, "linear": 1.0}.get(value, value))
@@ -83,7 +91,9 @@ def _value(option: str, value: Any) -> Any:
 
 
 def _table() -> "dict[str, Callable[..., AbstractMethod]]":
-    from espalier.methods import AbstractMethod, Dense, Gradual, OneShot, TargetGRDA, Threshold
+    from espalier import methods
+    from espalier.allocate import UniformPlus
+    from espalier.methods import AbstractMethod, Threshold
     from espalier.optim import Lasso, LinearLaw, PowerLaw, TimePowerLaw
 
     def grda(
@@ -113,11 +123,22 @@ def _table() -> "dict[str, Callable[..., AbstractMethod]]":
         return Threshold(Lasso(penalty), momentum=momentum, settle=settle)
 
     return {
-        "dense": Dense,
-        "one-shot": OneShot,
-        "gradual": Gradual,
-        "target-grda": TargetGRDA,
+        "dense": methods.Dense,
+        "one-shot": methods.OneShot,
+        "gradual": methods.Gradual,
+        "magnitude-v2": partial(methods.Gradual, allocation=UniformPlus()),
+        "movement": methods.MovementPruning,
+        "lottery": methods.Iterative,
+        "acdc": methods.ACDC,
+        "target-grda": methods.TargetGRDA,
         "grda": grda,
         "rda": rda,
         "lasso": lasso,
+        "str": methods.STR,
+        "st3": methods.ST3,
+        "l0": methods.L0,
+        "variational-dropout": methods.VariationalDropout,
+        "set": methods.SET,
+        "rigl": methods.RigL,
+        "lc": methods.LC,
     }

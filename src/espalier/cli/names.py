@@ -112,6 +112,25 @@ def network(word: str, classes: int) -> "nn.Module":
     return look_up("model", word, table)()
 
 
+def narrower(word: str, classes: int) -> "Callable[[float], nn.Module] | None":
+    """Width in (0, 1] -> a network by name with that share of its channels; None where there is no such version."""
+    from espalier.models import CifarResNet, DigitsCNN, LeNet5, WideResNet
+
+    def wide(width: float) -> "nn.Module":
+        return WideResNet(28, max(1, round(10 * width)), classes)
+
+    table: dict[str, Callable[[float], nn.Module]] = {
+        "lenet5": lambda width: LeNet5(classes, width=width),
+        "digits_cnn": lambda width: DigitsCNN(classes, width=width),
+        **{
+            f"resnet{depth}": lambda width, depth=depth: CifarResNet(depth, classes, width=width)  # type: ignore[misc]
+            for depth in (20, 32, 44, 56, 110)
+        },
+        "wrn28x10": wide,
+    }
+    return table.get(word)
+
+
 def dataset(word: str, root: Path | None, *, limit: int | None = None, validation: float = 0.1) -> "Dataset":
     """`digits`, `torchvision:NAME`, a folder (of parquet files, or of images), or a hub name."""
     from espalier import data

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from espalier.budget import Budget
-    from espalier.recipe import Recipe, RecipeFile
+    from espalier.recipe import Recipe, YamlFile
     from espalier.report.train import Run
 
 
@@ -79,28 +79,28 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Train from a recipe."""
-    from espalier.recipe import RecipeFile, find_recipe, packaged
+    from espalier.recipe import Recipe, YamlFile, find_recipe, packaged
     from espalier.report import train as report
 
     if show:
-        listed = {name: RecipeFile(path).recipe for name, path in packaged().items()}
+        listed = {name: YamlFile(path, Recipe).value for name, path in packaged().items()}
         print(report.list_json(listed) if as_json else report.list_text(listed))
         return
     if recipe is None:
         raise EspalierError("which recipe? Give a name of --list, or a YAML file")
     file = find_recipe(recipe)
     changes: dict[str, Any] = {
-        "data": file.recipe.data.model_copy(
+        "data": file.value.data.model_copy(
             update={k: v for k, v in (("name", data), ("limit", limit)) if v is not None}
         ),
-        "sparsity": None if baseline else _sparsity(sparsity, file.recipe.sparsity),
-        "training": file.recipe.training if epochs is None else _shortened(file.recipe, epochs),
-        "seeds": file.recipe.seeds if seeds is None else _seeds(seeds),
-        "teacher": file.recipe.teacher if teacher is None else teacher,
+        "sparsity": None if baseline else _sparsity(sparsity, file.value.sparsity),
+        "training": file.value.training if epochs is None else _shortened(file.value, epochs),
+        "seeds": file.value.seeds if seeds is None else _seeds(seeds),
+        "teacher": file.value.teacher if teacher is None else teacher,
     }
     if baseline:
-        changes["method"] = file.recipe.method.__class__(name="dense")
-    asked = file.recipe.model_copy(update=changes)
+        changes["method"] = file.value.method.__class__(name="dense")
+    asked = file.value.model_copy(update=changes)
     folder = output or Path("runs") / (Path(recipe).stem + ("-baseline" if baseline else ""))
     if budget is not None and (start is None or baseline or sparsity is not None):
         raise EspalierError(
@@ -118,7 +118,7 @@ def command(
 
 
 def _run(
-    file: "RecipeFile",
+    file: "YamlFile[Recipe]",
     recipe: "Recipe",
     folder: Path,
     root: Path | None,
@@ -153,7 +153,6 @@ def _run(
     )
     classes = len(dataset.classes)
     common: dict[str, Any] = {
-        "teach": recipe.teacher,
         "scope": recipe.scope,
         "include": recipe.include,
         "exclude": recipe.exclude,
@@ -172,6 +171,7 @@ def _run(
                 replace(recipe.training, seed=recipe.seeds[0]),
                 rule,
                 drop,
+                teach=recipe.teacher,
                 **common,
                 resolution=resolution,
                 folder=folder / "search",
@@ -203,6 +203,7 @@ def _run(
                     rule,
                     sparsity=recipe.sparsity,
                     parent=parent,
+                    teacher=parent if recipe.teacher else None,
                     **common,
                     folder=place,
                     on_epoch=tensorboard_writer(place / "tensorboard") if tensorboard else None,

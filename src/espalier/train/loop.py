@@ -251,7 +251,13 @@ class _Run:
         )
         for step, (x, y) in enumerate(batches, start=1):
             done = (epoch - 1) * self.steps_per_epoch + step
-            loss = self.step(x, y, done)
+            try:
+                loss = self.step(x, y, done)
+            except EspalierError:
+                # A method that looks at the weights may see before us that the run has diverged.
+                if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+                    self.fail(epoch, step)
+                raise
             total += loss.detach().double() * len(x)
             seen += len(x)
             if (step % _CHECK_EVERY == 0 or step == self.steps_per_epoch) and not total.isfinite().item():

@@ -1,0 +1,151 @@
+"""What is compared: networks, contenders, sparsities, seeds, teachers; and one run of it, a cell."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from espalier.data import Dataset
+from espalier.methods import AbstractMethod, Dense
+from espalier.selection import Scope
+from espalier.train import Training
+from espalier.train.state import digest_of
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is pruned, on which data.
+
+    Args:
+        name: for tables.
+        build: seed -> the network as a run begins, the same for every contender.
+        data: gives the data set; called when a run needs it.
+        parent: gives the trained dense network that `build` starts from, or None where runs start from scratch.
+        smaller: seed, sparsity -> a narrower dense network with about as many parameters as the pruned one keeps, or
+            None where none is known.
+        source: what makes it this network and these data (names, digests of files), for the digest of a cell.
+    """
+
+    name: str
+    build: Callable[[int], nn.Module] = field(repr=False, compare=False)
+    data: Callable[[], Dataset] = field(repr=False, compare=False)
+    parent: Callable[[], nn.Module] | None = field(default=None, repr=False, compare=False)
+    smaller: Callable[[int, float], nn.Module] | None = field(default=None, repr=False, compare=False)
+    source: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method with its name in the tables.
+
+    Args:
+        label: unique in a study.
+        method: the method.
+        changes: fields of the training that this method needs otherwise, such as no momentum for the paper's gRDA.
+        smaller: train the network's narrower dense version instead: a control of the size that a sparsity leaves.
+    """
+
+    label: str
+    method: AbstractMethod
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    smaller: bool = False
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is pruned, so that one run serves every sparsity."""
+        return isinstance(self.method, Dense) and not self.smaller
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Args:
+        network: what is pruned.
+        contender: how.
+        sparsity: asked for; None for the dense control.
+        seed: of data order, augmentation, dropout, and of the initial weights from scratch.
+        teacher: whether the dense parent teaches.
+        training: of this run, tuned values and seed included.
+        scope: which parameters are pruned.
+    """
+
+    network: Network
+    contender: Contender
+    sparsity: float | None
+    seed: int
+    teacher: bool
+    training: Training
+    scope: Scope = "weights"
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """What makes it this run and no other."""
+        return {
+            "network": self.network.name,
+            "source": dict(self.network.source),
+            "label": self.contender.label,
+            "method": repr(self.contender.method),
+            "sparsity": self.sparsity,
+            "teacher": self.teacher,
+            "training": self.training.spec(),
+            "scope": self.scope,
+        }
+
+    @property
+    def digest(self) -> str:
+        """Names the folder of the run."""
+        return digest_of(self.spec)
+
+    def __str__(self) -> str:
+        """For people: "resnet20, gradual, 0.95, seed 0"."""
+        asked = "dense" if self.sparsity is None else f"{self.sparsity:g}"
+        taught = ", with teacher" if self.teacher else ""
+        return f"{self.network.name}, {self.contender.label}, {asked}, seed {self.seed}{taught}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Every run that is asked for.
+
+    Args:
+        title: one line.
+        networks: what is pruned.
+        contenders: how; their labels differ.
+        sparsities: in (0, 1).
+        seeds: one run each.
+        training: of every run, but for what a contender changes; its seed is replaced.
+        teachers: False, True or both.
+        scope: which parameters are pruned.
+    """
+
+    title: str
+    networks: tuple[Network, ...]
+    contenders: tuple[Contender, ...]
+    sparsities: tuple[float, ...]
+    seeds: tuple[int, ...]
+    training: Training
+    teachers: tuple[bool, ...] = (False,)
+    scope: Scope = "weights"
+
+    def cells(
+        self, tuned: Callable[[Network, Contender, float | None, bool], Mapping[str, Any]] | None = None
+    ) -> Iterator[Cell]:
+        """The runs, one seed of everything first.
+
+        Args:
+            tuned: network, contender, sparsity, teacher -> changes of the training that tuning found; None tunes
+                nothing.
+        """
+        from dataclasses import replace
+
+        for seed in self.seeds:
+            for network in self.networks:
+                for teacher in self.teachers:
+                    for contender in self.contenders:
+                        for sparsity in (None,) if contender.dense else self.sparsities:
+                            found = {} if tuned is None else tuned(network, contender, sparsity, teacher)
+                            training = replace(self.training, **{**contender.changes, **found, "seed": seed})
+                            yield Cell(network, contender, sparsity, seed, teacher, training, self.scope)

@@ -1,0 +1,132 @@
+"""Means with intervals, and when one method may be called better than another."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from espalier._errors import EspalierError
+from espalier.evaluation import Interval, paired_difference
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over runs.
+
+    Args:
+        mean: of the runs.
+        interval: 95 %, Student's t over runs; None for one run.
+        n: number of runs.
+    """
+
+    mean: float
+    interval: Interval | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of one method minus that of another, over the seeds both have.
+
+    Args:
+        mean: of the differences by seed.
+        seeds: 95 % interval from resampling seeds (bootstrap); None for one seed.
+        examples: 95 % interval from the test examples alone, seeds pooled (Newcombe's paired interval, mean over
+            seeds of the ends, which is wider than pooling them as if they were independent).
+        p: McNemar's exact two-sided p-value on the examples, the largest of the seeds.
+        n: number of seeds.
+    """
+
+    mean: float
+    seeds: Interval | None
+    examples: Interval
+    p: float
+    n: int
+
+    @property
+    def better(self) -> bool:
+        """Whether the first is better: both intervals lie above zero. Two or three seeds hardly suffice."""
+        return self.examples[0] > 0 and (self.seeds is None or self.seeds[0] > 0)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and 95 % t-interval of independent runs.
+
+    Raises:
+        EspalierError: no runs.
+    """
+    if not values:
+        raise EspalierError("a mean needs at least one run")
+    mean, n = statistics.fmean(values), len(values)
+    if n == 1:
+        return Estimate(mean, None, 1)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    return Estimate(mean, (mean - half, mean + half), n)
+
+
+def difference(one: Sequence[Tensor], other: Sequence[Tensor], *, seed: int = 0) -> Difference:
+    """Compare two methods by the same seeds on the same examples.
+
+    Args:
+        one: for each seed, bool (examples,): what the first method has right.
+        other: the same for the second, in the same order of seeds.
+        seed: of the bootstrap.
+
+    Raises:
+        EspalierError: no seeds, or different numbers of them.
+    """
+    if len(one) != len(other) or not one:
+        raise EspalierError(f"a comparison needs the same seeds twice, got {len(one)} and {len(other)}")
+    pairs = [paired_difference(a, b) for a, b in zip(one, other)]
+    values = torch.tensor([pair.difference for pair in pairs], dtype=torch.float64)
+    n = len(pairs)
+    seeds = None
+    if n > 1:
+        drawn = torch.randint(n, (RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
+        means = values[drawn].mean(dim=1)
+        low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+        seeds = (low, high)
+    ends = [statistics.fmean(pair.interval[end] for pair in pairs) for end in (0, 1)]
+    p = max(mcnemar(int((a & ~b).sum()), int((~a & b).sum())) for a, b in zip(one, other))
+    return Difference(float(values.mean()), seeds, (ends[0], ends[1]), p, n)
+
+
+def mcnemar(only_one: int, only_other: int) -> float:
+    """Exact two-sided p-value that two classifiers err equally often, from the examples one of them has right.
+
+    The binomial test of McNemar (1947): under the null, each such example falls to either side with probability 1/2.
+    """
+    from scipy.stats import binomtest
+
+    n = only_one + only_other
+    return float(binomtest(only_one, n, 0.5).pvalue) if n else 1.0
+
+
+def area(points: Sequence[tuple[float, float]]) -> float | None:
+    """Area under accuracy over sparsity by trapezoids, divided by the width: a mean accuracy; None for one point."""
+    ordered = sorted(points)
+    width = ordered[-1][0] - ordered[0][0] if ordered else 0.0
+    if width == 0:
+        return None
+    return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(ordered)) / width
+
+
+def sparsity_at(points: Sequence[tuple[float, float]], dense: float, drop: float) -> float | None:
+    """First sparsity at which the accuracy is `drop` below the dense one, linear between points from (0, dense).
+
+    None if it never falls so far.
+    """
+    ordered = [(0.0, dense), *sorted(points)]
+    for (x0, y0), (x1, y1) in itertools.pairwise(ordered):
+        if dense - y1 >= drop:
+            share = (drop - (dense - y0)) / (y0 - y1)
+            return x0 + share * (x1 - x0)
+    return None

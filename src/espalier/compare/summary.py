@@ -1,0 +1,169 @@
+"""Outcomes -> rows with intervals, and which method may be called best."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from espalier.compare.running import Outcome
+from espalier.compare.statistics import Difference, Estimate, area, difference, estimate, sparsity_at
+
+Key = tuple[str, bool]
+"""Network and whether the parent teaches: what may be compared with each other."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a sparsity, over seeds.
+
+    Args:
+        network: name.
+        teacher: whether the dense parent taught.
+        label: of the method.
+        sparsity: asked for; None for the dense control.
+        accuracy: on the test split; None where every run failed.
+        reached: mean sparsity recounted.
+        bytes: mean size of the sparse file.
+        flops: mean of what the training computed, dense.
+        sparse_flops: mean of what it would compute without products with zero.
+        failures: reasons of the failed runs.
+        best: the highest mean of the pruned methods at this sparsity.
+        tied: the best, or not surely worse than it.
+        behind: the best minus this one, where both have seeds in common; None for the best and the controls.
+    """
+
+    network: str
+    teacher: bool
+    label: str
+    sparsity: float | None
+    accuracy: Estimate | None
+    reached: float | None
+    bytes: float | None
+    flops: float | None
+    sparse_flops: float | None
+    failures: tuple[str, ...]
+    best: bool = False
+    tied: bool = False
+    behind: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method over all sparsities.
+
+    Args:
+        network: name.
+        teacher: whether the dense parent taught.
+        label: of the method.
+        area: under mean accuracy over sparsity, divided by the width; None for one sparsity.
+        at_one_percent: sparsity at which the mean is one point below the dense control; None if it never is, or there
+            is no control.
+    """
+
+    network: str
+    teacher: bool
+    label: str
+    area: float | None
+    at_one_percent: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is known of a study so far.
+
+    Args:
+        rows: dense control first, then by sparsity, then as the study lists the methods.
+        curves: one a network, teacher and method.
+        missing: cells that have not run.
+    """
+
+    rows: tuple[Row, ...]
+    curves: tuple[Curve, ...]
+    missing: int
+
+
+def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
+    """Summarize the outcomes of a study, or of several together.
+
+    Failed runs are in no mean and are listed. A run with the specification of another is counted once.
+    """
+    groups: dict[tuple[str, bool, str, float | None], dict[int, Outcome]] = {}
+    for outcome in outcomes:
+        spec = outcome.spec
+        key = (spec["network"], spec["teacher"], spec["label"], spec["sparsity"])
+        groups.setdefault(key, {}).setdefault(outcome.seed, outcome)
+    rows = [_row(key, list(runs.values())) for key, runs in groups.items()]
+    rows = [_judged(row, rows, groups) for row in rows]
+    order = {label: i for i, label in enumerate(dict.fromkeys(key[2] for key in groups))}
+    rows.sort(key=lambda r: (r.network, r.teacher, r.sparsity or 0.0, order[r.label]))
+    return Comparison(tuple(rows), tuple(_curves(rows, list(order))), missing)
+
+
+def _row(key: tuple[str, bool, str, float | None], runs: Sequence[Outcome]) -> Row:
+    network, teacher, label, sparsity = key
+    done = [run for run in runs if run.failure is None]
+    failures = tuple(f"seed {run.seed}: {run.failure}" for run in runs if run.failure is not None)
+    if not done:
+        return Row(network, teacher, label, sparsity, None, None, None, None, None, failures)
+
+    def mean(values: Iterable[Any]) -> float:
+        return estimate([float(value) for value in values]).mean
+
+    costs = [run.cost for run in done if run.cost is not None]
+    return Row(
+        network,
+        teacher,
+        label,
+        sparsity,
+        accuracy=_accuracy([run.accuracy for run in done]),
+        reached=mean(run.sparsity for run in done),
+        bytes=mean(run.bytes for run in done),
+        flops=mean(c.dense for c in costs) if costs else None,
+        sparse_flops=mean(c.sparse + c.teacher for c in costs) if costs else None,
+        failures=failures,
+    )
+
+
+def _accuracy(values: Sequence[float]) -> Estimate:
+    """An estimate whose interval stays inside [0, 1]."""
+    found = estimate(values)
+    if found.interval is None:
+        return found
+    return replace(found, interval=(max(0.0, found.interval[0]), min(1.0, found.interval[1])))
+
+
+def _judged(
+    row: Row, rows: Sequence[Row], groups: dict[tuple[str, bool, str, float | None], dict[int, Outcome]]
+) -> Row:
+    """The row with its place among the pruned methods at its sparsity."""
+    if row.sparsity is None or row.accuracy is None:
+        return row
+    rivals = [
+        r
+        for r in rows
+        if (r.network, r.teacher, r.sparsity) == (row.network, row.teacher, row.sparsity) and r.accuracy
+    ]
+    best = max(rivals, key=lambda r: r.accuracy.mean if r.accuracy else 0.0)
+    if best is row:
+        return replace(row, best=True, tied=True)
+    ours = groups[row.network, row.teacher, row.label, row.sparsity]
+    theirs = groups[best.network, best.teacher, best.label, best.sparsity]
+    seeds = [s for s in ours if s in theirs and ours[s].failure is None and theirs[s].failure is None]
+    if not seeds:
+        return row
+    behind = difference([theirs[s].correct for s in seeds], [ours[s].correct for s in seeds])
+    return replace(row, tied=not behind.better, behind=behind)
+
+
+def _curves(rows: Sequence[Row], labels: Sequence[str]) -> Iterable[Curve]:
+    for network, teacher in dict.fromkeys((r.network, r.teacher) for r in rows):
+        here = [r for r in rows if (r.network, r.teacher) == (network, teacher) and r.accuracy is not None]
+        dense = next((r.accuracy.mean for r in here if r.sparsity is None and r.accuracy), None)
+        for label in labels:
+            points = [
+                (r.sparsity, r.accuracy.mean)
+                for r in here
+                if r.label == label and r.sparsity is not None and r.accuracy is not None
+            ]
+            if points:
+                at = None if dense is None else sparsity_at(points, dense, 0.01)
+                yield Curve(network, teacher, label, area(points), at)

@@ -1,0 +1,155 @@
+"""`espalier compare` as a person meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from espalier.checkpoint import save_checkpoint
+from espalier.models import DigitsCNN
+from tests.conftest import Run
+
+STUDY = """\
+title: Two methods
+networks:
+  - {model: digits_cnn, data: {name: digits, limit: 100}}
+training: {epochs: 1, batch_size: 50, lr: 0.05, augment: false}
+methods:
+  - {name: dense}
+  - {name: gradual}
+  - {name: one-shot, allocation: uniform floor=0.15, label: floored}
+sparsities: [0.8, 0.9]
+published:
+  - {label: somebody, sparsity: 0.9, accuracy: 0.9, source: "a paper, table 1"}
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def test_a_study(run: Run, study: Path, tmp_path: Path):
+    code, out, _ = run("compare", "study.yaml", "-o", "out")
+    assert code == 0 and "*gradual" in out and "floor" in out and "failed runs are in no mean" in out
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 3 and "somebody" in page and "not rerun" in page
+    assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
+    _, again, _ = run("compare", "study.yaml", "-o", "out", "--json")
+    found = json.loads(again)
+    assert found == json.loads((tmp_path / "out" / "comparison.json").read_text()) and found["missing"] == 0
+    assert [(r["label"], r["sparsity"]) for r in found["rows"]] == [
+        ("dense", None),
+        ("gradual", 0.8),
+        ("floored", 0.8),
+        ("gradual", 0.9),
+        ("floored", 0.9),
+    ]
+    assert found["rows"][1]["reached"] == pytest.approx(0.8, abs=1e-4)
+    assert found["rows"][4]["accuracy"] is None and "0.8499" in found["rows"][4]["failures"][0]
+
+
+def test_a_narrower_dense_network_is_a_control(run: Run, tmp_path: Path):
+    text = STUDY.replace("name: gradual}", "name: smaller-dense}").replace("[0.8, 0.9]", "[0.8]")
+    (tmp_path / "study.yaml").write_text(text)
+    _, out, _ = run("compare", "study.yaml", "-o", "out", "--json")
+    row = next(r for r in json.loads(out)["rows"] if r["label"] == "smaller-dense")
+    whole = sum(p.numel() for p in DigitsCNN().parameters())
+    assert row["reached"] == 0 and 0.15 * 4 * whole < row["bytes"] < 0.35 * 4 * whole
+
+
+def test_dry_run_and_report_only_train_nothing(
+    run: Run, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("espalier.compare.running._train", lambda *_: pytest.fail("trained"))
+    _, out, _ = run("compare", "study.yaml", "--dry-run")
+    assert "5 runs, 1 of them cannot be done" in out
+    _, out, _ = run("compare", "study.yaml", "-o", "out", "--report-only")
+    assert "5 runs have not been done yet" in out
+
+
+def test_studies_add_up(run: Run, study: Path, tmp_path: Path):
+    (tmp_path / "one.yaml").write_text(STUDY.replace("sparsities: [0.8, 0.9]", "sparsities: [0.8]"))
+    (tmp_path / "two.yaml").write_text(
+        STUDY.replace("sparsities: [0.8, 0.9]", "sparsities: [0.8]").replace("gradual", "magnitude-v2")
+    )
+    run("compare", "one.yaml", "-o", "one")
+    _, out, _ = run("compare", "two.yaml", "-o", "two", "--add", "one", "--json")
+    labels = {row["label"] for row in json.loads(out)["rows"]}
+    assert labels == {"dense", "gradual", "magnitude-v2", "floored"}
+
+
+def test_from_a_trained_network_with_and_without_it_as_teacher(run: Run, tmp_path: Path):
+    save_checkpoint(tmp_path / "dense.safetensors", DigitsCNN().state_dict())
+    text = STUDY.replace("limit: 100}", "limit: 100}, start: dense.safetensors").replace(
+        "[0.8, 0.9]", "[0.8]"
+    )
+    (tmp_path / "study.yaml").write_text(text + "teachers: [false, true]\n")
+    _, out, _ = run("compare", "study.yaml", "-o", "out", "--json")
+    rows = json.loads(out)["rows"]
+    assert [row["teacher"] for row in rows] == [False] * 3 + [True] * 3
+    assert rows[4]["flops"] > rows[1]["flops"]
+
+
+def test_tuned(run: Run, tmp_path: Path):
+    pytest.importorskip("optuna")
+    text = (
+        STUDY.replace("[0.8, 0.9]", "[0.8]")
+        + "tuning: {trials: 2, common: {lr: {low: 0.01, high: 0.1, log: true}}}\n"
+    )
+    (tmp_path / "study.yaml").write_text(text)
+    code, _, _ = run("compare", "study.yaml", "-o", "out", "--json")
+    assert code == 0 and (tmp_path / "out" / "tuning" / "trials.db").exists()
+    rates = {
+        json.loads(path.read_text())["spec"]["training"]["lr"]
+        for path in (tmp_path / "out").glob("*/result.json")
+    }
+    assert 0.05 not in rates and all(0.01 <= rate <= 0.1 for rate in rates)
+
+
+@pytest.mark.filterwarnings("ignore")  # ray's own
+def test_on_ray(run: Run, tmp_path: Path):
+    pytest.importorskip("ray")
+    (tmp_path / "study.yaml").write_text(STUDY.replace("[0.8, 0.9]", "[0.8]"))
+    code, out, _ = run("compare", "study.yaml", "-o", "out", "--engine", "ray", "--json")
+    assert code == 0 and json.loads(out)["missing"] == 0
+    _, local, _ = run("compare", "study.yaml", "-o", "local", "--json")
+    accuracies = [[row["accuracy"] for row in json.loads(text)["rows"]] for text in (out, local)]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: gradual", "name: gradul", r"study.yaml, line 7: unknown method 'gradul'"),
+        (
+            "name: gradual",
+            "name: gradual, label: dense",
+            "line 7: two methods are called 'dense': give one a label",
+        ),
+        ("[0.8, 0.9]", "[0.8, 1.0]", "a sparsity lies in (0, 1), got 1"),
+        ("published:", "teachers: [true]\npublished:", "starts from scratch: give it a start"),
+        ("limit: 100}", "limit: 100}, start: nowhere.pt", "there is no"),
+        ("name: gradual", "name: gradual, training: {rate: 1}", "unknown field 'training.rate'"),
+        ("name: gradual", "name: gradual, training: {lr: -1}", "training `lr` must be a positive number"),
+        ("title:", "titel:", "unknown field 'titel'. Did you mean 'title'"),
+        (
+            "model: digits_cnn",
+            "modell: digits_cnn",
+            "unknown field 'networks.0.modell'. Did you mean 'model'",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, tmp_path: Path, old: str, new: str, said: str):
+    (tmp_path / "study.yaml").write_text(STUDY.replace(old, new, 1))
+    code, out, err = run("compare", "study.yaml", "-o", "out")
+    assert code == 2 and said in err and err.count("\n") == 1 and not out
+
+
+def test_folders_that_are_none(run: Run, study: Path):
+    code, _, err = run("compare", "study.yaml", "-o", "study.yaml")
+    assert code == 2 and "study.yaml is a file; the runs need a folder" in err
+    code, _, err = run("compare", "study.yaml", "-o", "out", "--report-only", "--add", "nowhere")
+    assert code == 2 and "there is no folder nowhere" in err

@@ -1,0 +1,387 @@
+"""Comparison: counts by hand, statistics against scipy, runs that are done once and lose nothing."""
+
+import dataclasses
+import fcntl
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from espalier import EspalierError
+from espalier.allocate import Uniform
+from espalier.compare import (
+    Cell,
+    Comparison,
+    Contender,
+    Network,
+    Outcome,
+    Range,
+    Study,
+    Tuning,
+    changed,
+    check,
+    compare,
+    difference,
+    estimate,
+    mcnemar,
+    run,
+    tune,
+)
+from espalier.compare.cost import cost, multiplications
+from espalier.compare.statistics import area, sparsity_at
+from espalier.data import Options, digits
+from espalier.methods import Dense, Gradual, OneShot, TargetGRDA, Threshold
+from espalier.models import DigitsCNN
+from espalier.optim import PowerLaw
+from espalier.train import Training
+
+TRAINING = Training(epochs=2, batch_size=50, lr=0.05, augment=False)
+
+
+def build(seed: int) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DigitsCNN()
+
+
+def small() -> nn.Module:
+    return DigitsCNN()
+
+
+DATA = digits(Options(limit=100))
+SCRATCH = Network("digits", build, lambda: DATA, source={"model": "digits_cnn"})
+TRAINED = Network("trained", lambda _: build(0), lambda: DATA, parent=lambda: build(0), source={"start": "x"})
+
+
+def cell(
+    contender: Contender, sparsity: float | None = 0.8, network: Network = SCRATCH, seed: int = 0, **changes
+) -> Cell:
+    training = dataclasses.replace(TRAINING, seed=seed)
+    return Cell(network, contender, sparsity, seed, changes.pop("teacher", False), training, **changes)
+
+
+GRADUAL = Contender("gradual", Gradual())
+
+
+# --- cost
+
+
+def test_multiplications_by_hand():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, groups=1),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.ConvTranspose2d(8, 2, 2, stride=2),
+        nn.Flatten(),
+        nn.Linear(2 * 64, 5),
+    )
+    found = multiplications(model, torch.zeros(4, 3, 8, 8))
+    assert found == {
+        "0.weight": 8 * 3 * 9 * 4 * 4,
+        "1.weight": 8 * 9 * 4 * 4,
+        "2.weight": 8 * 2 * 4 * 4 * 4,
+        "4.weight": 128 * 5,
+    }
+    assert model.training
+
+
+def test_multiplications_of_a_shared_layer_count_each_use():
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    assert multiplications(model, torch.zeros(2, 4)) == {"0.weight": 32}
+
+
+def test_cost_by_hand():
+    found = cost(
+        {"a": 100, "b": 10}, {"a": 20}, [{"a": 20}, {"a": 10}, {"a": 10}], examples=7, teacher={"a": 1000}
+    )
+    assert found.forward == 2 * 110 * 7 * 2
+    assert found.backward == 2 * found.forward
+    assert found.teacher == 2 * 1000 * 7 * 2
+    # Densities of a: 0.75 over the first epoch, 0.5 over the second; b is dense.
+    assert found.sparse == 6 * 7 * (100 * 0.75 + 10 + 100 * 0.5 + 10)
+    assert found.dense == found.forward + found.backward + found.teacher
+
+
+# --- statistics
+
+
+def test_estimate_is_students():
+    from scipy import stats
+
+    values = [0.8, 0.82, 0.86]
+    found = estimate(values)
+    expected = stats.t.interval(0.95, 2, loc=found.mean, scale=stats.sem(values))
+    assert found.interval == pytest.approx(expected) and found.n == 3
+    assert estimate([0.5]).interval is None
+    with pytest.raises(EspalierError, match="a mean needs at least one run"):
+        estimate([])
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (5, 15), (30, 30), (40, 12)])
+def test_mcnemar_is_the_exact_binomial(b: int, c: int):
+    n, k = b + c, min(b, c)
+    tail = sum(math.comb(n, i) for i in range(k + 1)) / 2**n if n else 1.0
+    assert mcnemar(b, c) == pytest.approx(min(1.0, 2 * tail))
+
+
+def right(count: int, n: int = 1000, offset: int = 0) -> Tensor:
+    found = torch.zeros(n, dtype=torch.bool)
+    found[offset : offset + count] = True
+    return found
+
+
+def test_a_clear_difference_is_called_better_and_its_reverse_is_not():
+    one, other = [right(900), right(910)], [right(800), right(805)]
+    found = difference(one, other)
+    assert found.better and found.mean == pytest.approx(0.1025) and found.n == 2
+    assert found.seeds == pytest.approx((0.1, 0.105))
+    back = difference(other, one)
+    assert not back.better and back.mean == pytest.approx(-found.mean)
+
+
+def test_seeds_that_disagree_are_no_evidence():
+    found = difference([right(900), right(700)], [right(800), right(790)])
+    assert not found.better and found.seeds is not None and found.seeds[0] < 0 < found.seeds[1]
+
+
+def test_few_examples_are_no_evidence():
+    assert not difference([right(5, 6)], [right(4, 6)]).better
+
+
+def test_a_comparison_needs_pairs():
+    with pytest.raises(EspalierError, match="the same seeds twice, got 1 and 2"):
+        difference([right(1)], [right(1), right(2)])
+
+
+def test_area_and_drop_by_hand():
+    assert area([(0.9, 0.8), (0.5, 1.0)]) == pytest.approx(0.9)
+    assert area([(0.5, 0.7)]) is None
+    assert sparsity_at([(0.5, 0.9), (0.9, 0.7)], 0.9, 0.01) == pytest.approx(0.52)
+    assert sparsity_at([(0.5, 0.9)], 0.9, 0.01) is None
+
+
+# --- runs
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    found = run(cell(GRADUAL), tmp_path_factory.mktemp("study"))
+    assert found is not None
+    return found
+
+
+def test_a_run(outcome: Outcome):
+    assert outcome.failure is None and outcome.zeros == round(0.8 * outcome.entries)
+    assert outcome.accuracy == float(outcome.correct.double().mean()) and len(outcome.correct) == 100
+    assert outcome.cost is not None and 0 < outcome.cost.sparse < outcome.cost.forward + outcome.cost.backward
+    dense = sum(4 * p.numel() for p in DigitsCNN().parameters())
+    assert 0.2 * dense < outcome.bytes < 0.4 * dense
+    assert [epoch["epoch"] for epoch in outcome.epochs] == [0, 1, 2] and outcome.validation is not None
+
+
+def test_a_run_is_done_once(outcome: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    first = run(cell(GRADUAL), tmp_path)
+
+    def never(*_):
+        raise AssertionError("trained twice")
+
+    monkeypatch.setattr("espalier.compare.running._train", never)
+    again = run(cell(GRADUAL), tmp_path)
+    assert first is not None and again is not None
+    assert dataclasses.replace(first, seconds=0, epochs=()) == dataclasses.replace(
+        again, seconds=0, epochs=()
+    )
+    assert torch.equal(first.correct, again.correct) and torch.equal(first.correct, outcome.correct)
+
+
+def test_an_interrupt_loses_nothing(tmp_path: Path, outcome: Outcome):
+    def stop(done: int, total: int, word: str) -> None:
+        if done == total - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cell(GRADUAL), tmp_path, stop)
+    steps: list[int] = []
+    found = run(cell(GRADUAL), tmp_path, lambda done, *_: steps.append(done))
+    assert found is not None and torch.equal(found.correct, outcome.correct)
+    assert steps[0] > 1  # the first epoch was not trained again
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(tmp_path: Path):
+    asked = cell(GRADUAL)
+    (tmp_path / asked.digest).mkdir()
+    with (tmp_path / asked.digest / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(asked, tmp_path) is None
+    assert run(asked, tmp_path) is not None
+
+
+def test_a_failure_is_an_outcome_and_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hot = dataclasses.replace(cell(GRADUAL), training=dataclasses.replace(TRAINING, lr=1e30, momentum=0))
+    found = run(hot, tmp_path)
+    assert found is not None and found.failure is not None and "not finite" in found.failure
+    again = run(hot, tmp_path)
+    assert again is not None and again.failure == found.failure
+
+    def broken(*_):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr("espalier.compare.running._train", broken)
+    other = run(cell(OTHER), tmp_path)
+    assert other is not None and other.failure is not None and "MemoryError: too large" in other.failure
+    assert (tmp_path / cell(OTHER).digest / "traceback.txt").exists()
+
+
+OTHER = Contender("one-shot", OneShot())
+
+
+def test_too_many_zeros_are_a_failure_not_a_row(tmp_path: Path):
+    settled_late = Contender("law", Threshold(PowerLaw(50.0, 0.5), momentum=False))
+    asked = cell(settled_late, sparsity=None)  # no sparsity: whatever comes is what was asked
+    found = run(asked, tmp_path)
+    assert found is not None and found.failure is None and found.sparsity > 0.9
+
+
+def test_what_cannot_be_done_is_said_before_training():
+    floor = Contender("floor", Gradual(allocation=Uniform(floor=0.5)))
+    assert "the largest sparsity that can be reached is" in str(check(cell(floor)))
+    assert "starts from scratch: there is no dense parent to teach" in str(check(cell(GRADUAL, teacher=True)))
+    smaller = Contender("smaller", Dense(), smaller=True)
+    assert "no narrower version of digits is known" in str(check(cell(smaller)))
+    assert check(cell(GRADUAL)) is None and check(cell(GRADUAL, network=TRAINED, teacher=True)) is None
+
+
+def test_a_smaller_network_is_trained_in_its_place(tmp_path: Path):
+    network = dataclasses.replace(
+        SCRATCH, smaller=lambda seed, sparsity: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    )
+    found = run(cell(Contender("smaller", Dense(), smaller=True), network=network), tmp_path)
+    assert found is not None and found.failure is None and found.entries == 640 and found.zeros == 0
+
+
+def test_a_broken_result_is_named(tmp_path: Path):
+    asked = cell(GRADUAL)
+    (tmp_path / asked.digest).mkdir()
+    (tmp_path / asked.digest / "result.json").write_text("{}")
+    with pytest.raises(
+        EspalierError, match=r"result\.json is not the result of a run .* remove it to run it again"
+    ):
+        run(asked, tmp_path)
+
+
+def test_two_processes_share_the_runs(tmp_path: Path):
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from tests.unit.test_compare import STUDY, run\n"
+        "done = [run(c, Path(sys.argv[1]), lambda *_: None) for c in STUDY.cells()]\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    cells = list(STUDY.cells())
+    found = [Outcome.load(tmp_path / c.digest / "result.json") for c in cells]
+    assert len(list(tmp_path.iterdir())) == len(cells) and all(o.failure is None for o in found)
+
+
+STUDY = Study(
+    "two methods",
+    (SCRATCH,),
+    (Contender("dense", Dense()), GRADUAL, Contender("ours", TargetGRDA())),
+    (0.8, 0.9),
+    (0, 1),
+    dataclasses.replace(TRAINING, epochs=1),
+)
+
+
+def test_a_study_lists_one_seed_of_everything_first():
+    cells = list(STUDY.cells())
+    assert [c.seed for c in cells] == [0] * 5 + [1] * 5
+    assert [c.sparsity for c in cells[:5]] == [None, 0.8, 0.9, 0.8, 0.9]
+    assert len({c.digest for c in cells}) == len(cells)
+
+
+# --- summary
+
+
+def made(label: str, sparsity: float | None, seed: int, hits: int, **changes) -> Outcome:
+    spec = {"network": "n", "teacher": False, "label": label, "sparsity": sparsity}
+    correct = right(hits)
+    return Outcome(spec, seed, accuracy=hits / 1000, correct=correct, sparsity=sparsity or 0.0, **changes)
+
+
+def rows(result: Comparison) -> dict[tuple[str, float | None], tuple[bool, bool]]:
+    return {(row.label, row.sparsity): (row.best, row.tied) for row in result.rows}
+
+
+def test_the_best_and_what_is_not_surely_worse():
+    outcomes = [
+        *(made("dense", None, seed, 950) for seed in (0, 1)),
+        *(made("good", 0.9, seed, 900 + seed) for seed in (0, 1)),
+        *(made("near", 0.9, seed, 899 + 2 * seed) for seed in (0, 1)),
+        *(made("bad", 0.9, seed, 700) for seed in (0, 1)),
+    ]
+    found = compare(outcomes)
+    assert rows(found) == {
+        ("dense", None): (False, False),
+        ("good", 0.9): (True, True),
+        ("near", 0.9): (False, True),
+        ("bad", 0.9): (False, False),
+    }
+    assert found.rows[0].label == "dense"
+    curve = next(c for c in found.curves if c.label == "bad")
+    assert curve.at_one_percent == pytest.approx(0.9 * 0.01 / 0.25)
+
+
+def test_failures_are_in_no_mean_and_shown():
+    found = compare([made("a", 0.9, 0, 900), Outcome(made("a", 0.9, 1, 0).spec, 1, failure="NaN")], missing=3)
+    assert found.rows[0].accuracy is not None and found.rows[0].accuracy.mean == 0.9
+    assert found.rows[0].failures == ("seed 1: NaN",) and found.missing == 3
+    lost = compare([Outcome(made("a", 0.9, 1, 0).spec, 1, failure="NaN")])
+    assert lost.rows[0].accuracy is None and not lost.rows[0].tied
+
+
+def test_a_run_counts_once():
+    found = compare([made("a", 0.9, 0, 900), made("a", 0.9, 0, 100)])
+    assert found.rows[0].accuracy is not None and found.rows[0].accuracy.n == 1
+
+
+# --- tuning
+
+
+def test_tuning_uses_validation_alone_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("optuna")
+    tuning = Tuning(2, {"lr": Range(0.001, 0.1, log=True)}, {"gradual": {"method.end": Range(0.3, 0.9)}})
+    monkeypatch.setattr("espalier.compare.running._train", lambda *_: pytest.fail("the test split was read"))
+    found = tune(cell(GRADUAL), tuning, tmp_path)
+    assert set(found) == {"lr", "method.end"} and 0.001 <= found["lr"] <= 0.1
+    monkeypatch.setattr("espalier.compare.tuning._validation", lambda *_: pytest.fail("tuned twice"))
+    assert tune(cell(GRADUAL), tuning, tmp_path) == found
+    moved = changed(cell(GRADUAL), found)
+    assert moved.training.lr == found["lr"] and moved.contender.method == Gradual(end=found["method.end"])
+    assert moved.digest != cell(GRADUAL).digest
+
+
+def test_fields_inside_a_law_are_tuned():
+    law = Contender("gRDA", Threshold(PowerLaw(0.1, 0.5)))
+    moved = changed(cell(law), {"method.law.c": 0.2})
+    assert moved.contender.method == Threshold(PowerLaw(0.2, 0.5))
+    with pytest.raises(EspalierError, match=r"cannot tune 'method\.law\.d': PowerLaw has no field 'd'"):
+        changed(cell(law), {"method.law.d": 0.2})
+    with pytest.raises(EspalierError, match="cannot tune 'rate': Training has no field 'rate'"):
+        changed(cell(law), {"rate": 0.2})
+
+
+def test_nothing_to_tune_costs_nothing(tmp_path: Path):
+    assert tune(cell(GRADUAL), Tuning(5), tmp_path) == {} and not list(tmp_path.iterdir())
+
+
+def test_bad_ranges():
+    with pytest.raises(EspalierError, match="a range needs low < high"):
+        Range(1, 0)
+    with pytest.raises(EspalierError, match="both positive on a logarithmic scale"):
+        Range(0, 1, log=True)
+    with pytest.raises(EspalierError, match="tuning needs at least one trial, got 0"):
+        Tuning(0)
