@@ -10,6 +10,8 @@ Clock = Callable[[], float]
 
 NOISY = 1.25
 """A row whose median is this many times its minimum shared the machine with something."""
+SHORT = 0.01
+"""Seconds under which the state of the caches decides, so that a sample is taken right after an uncounted run."""
 APART = 1.05
 """Two measurements of one and the same thing may differ by this factor, not more."""
 
@@ -64,7 +66,8 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time functions in turn (a b c, a b c, ...), so that a machine that drifts is unfair to nobody.
 
-    Each is called once before, uncounted.
+    Each is called once before, uncounted; what takes less than 10 ms also before each sample, since it would
+    otherwise pay for the caches that its neighbor in the round left behind.
 
     Args:
         functions: name -> what to time.
@@ -88,6 +91,8 @@ def interleave(
         if done >= least and clock() - start > budget:
             break
         for name, function in alive.items():
+            if samples[name] and min(samples[name]) < SHORT:
+                function()  # what the one before it left in the caches would count as its own time
             before = clock()
             function()
             samples[name].append(clock() - before)
