@@ -44,6 +44,7 @@ def recalibrate(
     images: int = 4000,
     batch_size: int = 200,
     seed: int = 0,
+    augment: bool = True,
 ) -> Recalibration:
     """Estimate batch-norm statistics anew, and keep them only where that helps.
 
@@ -61,7 +62,8 @@ def recalibrate(
         held_out: what to compare on, usually the validation split.
         images: how many inputs to use (the first of the split's order shuffled by `seed`).
         batch_size: inputs per batch, at least 2.
-        seed: of the choice and order of inputs.
+        seed: of the choice and order of inputs, and of their augmentation.
+        augment: apply the data set's augmentation, under which the old statistics were gathered in training.
 
     Raises:
         EspalierError: fewer than 2 inputs per batch, or too few inputs for one batch, or parent is the model.
@@ -78,7 +80,7 @@ def recalibrate(
     before = compare_logits(collect_logits(model, held_out), target)
     old = [{k: v.clone() for k, v in _statistics(layer).items()} for layer in layers]
     try:
-        used = estimate(model, layers, inputs, images=images, batch_size=batch_size, seed=seed)
+        used = estimate(model, layers, inputs, images=images, batch_size=batch_size, seed=seed, augment=augment)
         after = compare_logits(collect_logits(model, held_out), target)
     except BaseException:
         _put_back(layers, old)
@@ -103,6 +105,7 @@ def estimate(
     images: int,
     batch_size: int,
     seed: int,
+    augment: bool,
 ) -> int:
     """Replace the layers' statistics by averages over whole batches; the number of inputs used."""
     device, used = device_of(model), 0
@@ -110,7 +113,7 @@ def estimate(
         model.eval()
         for layer in layers:
             layer.train()
-        for x in inputs.inputs(batch_size, seed=seed):
+        for x, _ in inputs.batches(batch_size, seed=seed, augment=augment):
             if len(x) < batch_size or used + len(x) > images:
                 break
             model(x.to(device))

@@ -32,7 +32,7 @@ def mean_of(model: nn.Sequential) -> Tensor:
 def settled() -> nn.Sequential:
     """A network whose statistics fit its inputs."""
     model = net().eval()
-    estimate(model, [norm_of(model)], digits(Options()).train, images=1000, batch_size=100, seed=1)
+    estimate(model, [norm_of(model)], digits(Options()).train, images=1000, batch_size=100, seed=1, augment=False)
     return model
 
 
@@ -77,7 +77,7 @@ def test_same_statistics_as_update_bn():
     data, model = digits(Options(limit=100)), DigitsCNN().eval()
     other = copy.deepcopy(model)
     layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    used = estimate(model, layers, data.train, images=70, batch_size=30, seed=4)
+    used = estimate(model, layers, data.train, images=70, batch_size=30, seed=4, augment=False)
     assert used == 60
     update_bn(list(data.train.inputs(30, seed=4))[:2], other)
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
@@ -97,3 +97,16 @@ def test_refusals():
         recalibrate(model, data.train, parent=model, held_out=data.validation)
     with pytest.raises(EspalierError, match="at least 2 inputs in a batch, got 1"):
         recalibrate(model, data.train, parent=net(), held_out=data.validation, batch_size=1)
+
+
+def test_statistics_come_from_inputs_as_in_training():
+    """Augmented like the inputs that the old statistics were gathered from; the same seed gives the same ones."""
+    data, model = digits(Options(limit=200)), net()
+
+    def mean(augment: bool, seed: int) -> Tensor:
+        estimate(model, [norm_of(model)], data.train, images=100, batch_size=50, seed=seed, augment=augment)
+        return mean_of(model).clone()
+
+    assert torch.equal(mean(True, 1), mean(True, 1))
+    assert not torch.equal(mean(True, 1), mean(True, 2))
+    assert not torch.equal(mean(True, 1), mean(False, 1))
