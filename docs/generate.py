@@ -38,7 +38,22 @@ THEMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-PACKAGES = ("espalier.optim", "espalier.train.calibration")
+PACKAGES = (
+    "espalier.optim",
+    "espalier.methods",
+    "espalier.scores",
+    "espalier.train",
+    "espalier.train.calibration",
+    "espalier.pruned_training",
+    "espalier.layerwise",
+    "espalier.directional",
+    "espalier.landscape",
+    "espalier.compare",
+    "espalier.export",
+    "espalier.runtime",
+    "espalier.callbacks.lightning",
+    "espalier.callbacks.transformers",
+)
 """Imported by their own names; each has a section with the names that it exports."""
 
 
@@ -75,9 +90,12 @@ def cli_reference() -> str:
 
     group = typer.main.get_command(app)
     parts = [CLI_HEAD]
-    commands = {"": group, **{name: group.commands[name] for name in group.commands}}  # type: ignore[attr-defined]
-    for name, command in commands.items():
-        title = f"espalier {name}".strip()
+    commands = {"espalier": group}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        commands[f"espalier {name}"] = command
+        for inner, each in getattr(command, "commands", {}).items():
+            commands[f"espalier {name} {inner}"] = each
+    for title, command in commands.items():
         settings = {**command.context_settings, "terminal_width": 100, "max_content_width": 100}
         with Context(command, info_name=title, **settings) as context:
             parts.append(f"## `{title}`\n\n```text\n{command.get_help(context)}\n```\n")

@@ -12,6 +12,15 @@ from espalier.checkpoint import open_checkpoint, save_checkpoint
 from tests.conftest import Run
 
 
+COMMANDS = (
+    *("inspect", "prune", "unpack", "finetune", "train", "compare", "evaluate", "export", "bench", "demo"),
+    *(
+        f"landscape {name}"
+        for name in ("spectrum", "project", "path", "plane", "functions", "norms", "topology")
+    ),
+)
+
+
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
     """A small checkpoint with two layers, a bias and a counter."""
@@ -37,13 +46,13 @@ def test_help_is_instant_because_it_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for command in ("inspect", "prune", "unpack", "finetune", "evaluate", "demo"):
-        assert command in done.stdout
+    for command in COMMANDS:
+        assert command.split()[0] in done.stdout
 
 
-@pytest.mark.parametrize("command", ["inspect", "prune", "unpack", "finetune", "evaluate", "demo"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(run: Run, command: str) -> None:
-    code, out, _ = run(command, "--help")
+    code, out, _ = run(*command.split(), "--help")
     assert code == 0
     assert f"  espalier {command}" in out
     assert "--json" in out

@@ -20,6 +20,7 @@ PAGES = [
     "docs/tutorial-checkpoint.md",
     "docs/tutorial-data.md",
     "docs/tutorial-training.md",
+    "docs/comparing.md",
     "docs/tutorial-python.md",
     "docs/directional-training.md",
     "docs/export.md",
@@ -28,7 +29,15 @@ PAGES = [
     "docs/directional.md",
     "docs/new-method.md",
 ]
-COMMANDS = ("inspect", "prune", "unpack", "finetune", "train", "evaluate", "export", "demo")
+# Pages whose commands take long (run elsewhere in the tests) or that have none.
+PYTHON_ONLY = ("python.md", "new-method.md", "directional-training.md", "runtime.md", "comparing.md")
+COMMANDS = (
+    *("inspect", "prune", "unpack", "finetune", "train", "compare", "evaluate", "export", "bench", "demo"),
+    *(
+        f"landscape {name}"
+        for name in ("spectrum", "project", "path", "plane", "functions", "norms", "topology")
+    ),
+)
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -75,7 +84,7 @@ def test_commands_of_a_page_run(
     lines = [
         line[2:] for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")
     ]
-    assert lines or page.endswith(("python.md", "new-method.md", "directional-training.md"))
+    assert lines or page.endswith(PYTHON_ONLY)
     for line in lines:
         assert line.startswith("espalier "), f"{page}: only our own commands are run: {line}"
         if line == "espalier demo -o demo":

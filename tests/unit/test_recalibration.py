@@ -32,7 +32,9 @@ def mean_of(model: nn.Sequential) -> Tensor:
 def settled() -> nn.Sequential:
     """A network whose statistics fit its inputs."""
     model = net().eval()
-    estimate(model, [norm_of(model)], digits(Options()).train, images=1000, batch_size=100, seed=1, augment=False)
+    estimate(
+        model, [norm_of(model)], digits(Options()).train, images=1000, batch_size=100, seed=1, augment=False
+    )
     return model
 
 

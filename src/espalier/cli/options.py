@@ -40,7 +40,7 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="The network: lenet5, digits_cnn, resnet20|32|44|56|110, torchvision:NAME, hf:FOLDER, "
+        help="The network: lenet5, digits_cnn, resnet20|32|44|56|110, vgg16, wrn28x10, torchvision:NAME, hf:FOLDER, "
         "or package.module:function.",
     ),
 ]
