@@ -7,8 +7,9 @@ Reads the JSON files of this folder and nothing else. A result that is not there
 
 import re
 
-from results.pages import lenet5_mnist, minilm, resnet_cifar, training
-from results.pages._shared import HERE, load, made, markdown
+from results.pages import directional_small, lenet5_mnist, minilm, minilm_layerwise, resnet_cifar, training
+from results.pages._shared import HERE as HERE
+from results.pages._shared import load, made, markdown
 
 README = HERE.parent / "README.md"
 CHAPTERS = [
@@ -16,6 +17,8 @@ CHAPTERS = [
     *resnet_cifar.CHAPTERS,
     minilm.CHAPTER,
     *training.CHAPTERS,
+    minilm_layerwise.CHAPTER,
+    directional_small.CHAPTER,
 ]
 
 
