@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from espalier import EspalierError
-from espalier.landscape.curve_between import CurveTraining, support_of, trained_path
+from espalier.landscape.curve_between import CurveTraining, Support, support_of, trained_path
 from espalier.landscape.path import Along, Path, measure_path
 from espalier.landscape.records import Records
 from espalier.landscape.surface import Height, Level, Surface
@@ -104,14 +104,18 @@ def test_training_lowers_the_loss_along_the_curve_and_keeps_the_ends(kind):
 def test_a_sparse_curve_stays_sparse():
     surface, a, b = networks()
     a, b = a * (torch.arange(39) % 3 != 0), b * (torch.arange(39) % 2 != 0)
-    for support, zero in (("union", (a == 0) & (b == 0)), ("intersection", (a == 0) | (b == 0))):
+    cases: tuple[tuple[Support, torch.Tensor], ...] = (
+        ("union", (a == 0) & (b == 0)),
+        ("intersection", (a == 0) | (b == 0)),
+    )
+    for support, zero in cases:
         path = trained_path(surface, a, b, training=CurveTraining(epochs=2), support=support)
         assert path.bend is not None
         assert not path.bend[zero].any() and path.bend[~zero].any()
         assert measure_path(surface, path, points=3).sparsity[1] >= 7 / 39
     assert support_of(a, b, "all") is None
     with pytest.raises(EspalierError, match="support of a curve is one of all, union, intersection"):
-        support_of(a, b, "none")
+        support_of(a, b, "none")  # type: ignore[arg-type]
 
 
 def test_training_a_curve_resumes_to_the_same_bend(tmp_path: File):
@@ -129,7 +133,7 @@ def test_training_a_curve_resumes_to_the_same_bend(tmp_path: File):
     with pytest.raises(Killed):
         trained_path(surface, a, b, training=training, folder=tmp_path / "c", progress=kill)
     resumed = trained_path(surface, a, b, training=training, folder=tmp_path / "c").bend
-    assert torch.equal(whole, resumed)
+    assert whole is not None and resumed is not None and torch.equal(whole, resumed)
     with pytest.raises(EspalierError, match="holds another run"):
         trained_path(surface, a, b, training=CurveTraining(epochs=5), folder=tmp_path / "c")
 
@@ -183,7 +187,7 @@ def test_other_bad_arguments():
         ("clip", 0.0),
     ):
         with pytest.raises(EspalierError, match=f"curve training `{name}` must be"):
-            CurveTraining(**{name: value})
+            CurveTraining(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(EspalierError, match="diverged in epoch 1"):
         trained_path(surface, a * 1e30, b * 1e30)
 

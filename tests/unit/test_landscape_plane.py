@@ -1,3 +1,4 @@
+import itertools
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from torch import nn
 from espalier import EspalierError, Masks, open_checkpoint
 from espalier.landscape.cka import linear_cka
 from espalier.landscape.embedding import embed, prediction_distances
+from espalier.landscape.functions import compare_functions
 from espalier.landscape.norms import norms, series
 from espalier.landscape.plane import (
     difference,
@@ -19,8 +21,8 @@ from espalier.landscape.plane import (
 )
 from espalier.landscape.points import Space
 from espalier.landscape.surface import Surface
-from espalier.landscape.topology import connectivity, dead_units, overlaps
-from tests.unit.test_landscape_surface import normed, split
+from espalier.landscape.topology import connectivity, dead_units, groups_of, overlaps
+from tests.unit.test_landscape_surface import normed, plain, split
 
 
 def test_three_networks_span_their_plane():
@@ -47,7 +49,8 @@ def test_filters_of_a_random_direction_are_as_long_as_those_of_the_network():
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
     space = Space(net)
     direction = space.weights(filter_normalized(space, space.vector(net), 0))
-    assert torch.allclose(direction["0.weight"].flatten(1).norm(dim=1), net[0].weight.flatten(1).norm(dim=1))
+    own = net.get_parameter("0.weight")
+    assert torch.allclose(direction["0.weight"].flatten(1).norm(dim=1), own.flatten(1).norm(dim=1))
     assert not direction["0.bias"].any() and not direction["1.weight"].any()
 
 
@@ -108,6 +111,67 @@ def test_topology_by_hand():
     assert (layer.kept, layer.no_incoming, layer.no_outgoing, layer.fan_in) == (1, 1, 2, 0.5)
     assert dead_units([layer]) == {"a": 3}
     together, _ = overlaps(Masks({"a": mask}), Masks({"a": torch.ones(2, 3, dtype=torch.bool)}))
-    assert (together.jaccard, together.churn) == (pytest.approx(1 / 6), 0)
+    assert together.jaccard == pytest.approx(1 / 6) and together.churn == 0
     with pytest.raises(EspalierError, match="two or more dimensions"):
         connectivity(Masks({"a": mask[0]}))
+
+
+def test_sources_of_a_grouped_convolution():
+    conv = nn.Conv2d(4, 4, 1, groups=2)
+    assert groups_of(nn.Sequential(conv)) == {"0.weight": 2} and groups_of(conv) == {"weight": 2}
+    # Units 0 and 1 read inputs 0 and 1, units 2 and 3 read inputs 2 and 3; input 1 is used by nobody.
+    mask = torch.tensor([[1, 0], [1, 0], [1, 1], [0, 0]], dtype=torch.bool)[..., None, None]
+    (layer,) = connectivity(Masks({"weight": mask}), groups_of(conv))
+    assert (layer.inputs, layer.sources, layer.no_incoming, layer.no_outgoing) == (2, 4, 1, 1)
+    (layer,) = connectivity(Masks({"weight": mask}))
+    assert (layer.sources, layer.no_outgoing) == (2, 0)
+    with pytest.raises(EspalierError, match="weight has 4 units, which 3 groups do not divide"):
+        connectivity(Masks({"weight": mask}), {"weight": 3})
+
+
+def test_overlap_by_chance_is_the_mean_over_masks():
+    one = Masks({"a": torch.tensor([[True, True, True, False, False, False]])})
+    shared = []
+    for kept in itertools.combinations(range(6), 3):
+        mask = torch.zeros(1, 6, dtype=torch.bool)
+        mask[0, list(kept)] = True
+        shared.append(one.overlap(Masks({"a": mask})))
+    assert overlaps(one, one)[0].chance == pytest.approx(sum(shared) / len(shared), rel=0.01)
+    none = Masks({"a": torch.zeros(1, 6, dtype=torch.bool)})
+    assert overlaps(none, none)[0].chance == 1
+
+
+def test_functions_of_networks_side_by_side():
+    a, b = plain(), normed().train()
+    found = compare_functions({"a": a, "b": b}, split(), cka=10, progress=lambda done, of: None)
+    (pair,) = found.pairs
+    assert set(pair.cka) == {"1"} and found.cka_inputs == 10 and b.training
+    assert pair.similarity.agreement == pytest.approx(
+        (found.logits["a"].argmax(1) == found.logits["b"].argmax(1)).double().mean().item()
+    )
+    assert compare_functions({"a": a, "b": b}, split(), cka=0).pairs[0].cka == {}
+
+
+class _Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.net(x), 0.5)
+
+
+def test_functions_that_do_not_compare():
+    broken = plain()
+    nn.init.constant_(broken[3].bias, math.nan)  # type: ignore[arg-type]
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    for other, words in (
+        (broken, "b gives logits that are not finite for 24 of 24 inputs"),
+        (lazy, "b is lazily initialized: '1.weight' has no shape yet"),
+        (_Noisy(), "b gives different answers to the same inputs in eval mode"),
+        (plain(classes=4), "b has 4 classes and a 3"),
+    ):
+        with pytest.raises(EspalierError, match=words):
+            compare_functions({"a": plain(), "b": other}, split(), cka=0)
+    with pytest.raises(EspalierError, match="needs at least 2 networks, got 1"):
+        compare_functions({"a": plain()}, split())

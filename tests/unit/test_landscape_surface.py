@@ -47,11 +47,12 @@ def test_a_point_holds_every_parameter_in_order_and_gives_it_back():
 
 
 def test_tied_parameters_are_one():
-    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
-    net[1].weight = net[0].weight
+    first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    second.weight = first.weight
+    net = nn.Sequential(first, second)
     space = Space(net)
     assert space.size == 9 and space.aliases == {"1.weight": "0.weight"}
-    assert torch.equal(space.vector(net.state_dict()), net[0].weight.detach().flatten())
+    assert torch.equal(space.vector(net.state_dict()), first.weight.detach().flatten())
     saved = Surface(nn.Sequential(nn.Flatten(), net), split(features=3)).state_dict(torch.arange(9.0))
     assert torch.equal(saved["1.1.weight"], torch.arange(9.0).view(3, 3))
 
@@ -78,14 +79,16 @@ def test_batch_norm_is_estimated_as_update_bn_does_and_the_module_is_left_alone(
     assert net.training and net[2].training and net[2].momentum == 0.1
 
     reference = copy.deepcopy(net).eval()
-    reference[4].p = 0.0
+    norm = reference[2]
+    assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None
+    del reference[4]  # the dropout
     torch.optim.swa_utils.update_bn(((x, y) for x, y in data.batches(8, seed=0, augment=True)), reference)
     reference.eval()
     x, y = next(iter(data.batches(24)))
     assert found.train.loss == pytest.approx(F.cross_entropy(reference(x), y).item(), rel=1e-6)
     assert found.test == found.train
     saved = surface.state_dict(surface.space.vector(net))
-    assert torch.allclose(saved["2.running_var"], reference[2].running_var)
+    assert torch.allclose(saved["2.running_var"], norm.running_var)
     assert int(saved["2.num_batches_tracked"]) == 3
 
 
@@ -137,6 +140,19 @@ def test_a_loader_is_data_too_and_gradients_flow_to_the_point():
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(surface.module.parameters()))])
     assert torch.allclose(gradient, expected, atol=1e-7)
     assert surface(vector.detach()).train.n == 24
+
+
+def test_a_loader_is_shuffled_by_examples():
+    x, y = torch.rand(10, 5), torch.arange(10)
+    data = FixedBatches(DataLoader(TensorDataset(x, y), batch_size=4), "training")
+    seen = [labels for _, labels in data.shuffled(3, 0, 0)]
+    assert [len(labels) for labels in seen] == [3, 3, 3, 1] and data.steps(3) == 4
+    assert sorted(torch.cat(seen).tolist()) == list(range(10)) and torch.cat(seen).tolist() != list(range(10))
+    assert all(torch.equal(x[labels], inputs) for inputs, labels in data.shuffled(3, 0, 1))
+    assert [len(labels) for _, labels in data] == [4, 4, 2] and not data.augment
+    uneven = [(torch.rand(2, 5), torch.tensor([0, 1])), (torch.rand(1, 6), torch.tensor([2]))]
+    whole = FixedBatches(uneven, "training")
+    assert whole.steps(1) == 2 and sorted(len(labels) for _, labels in whole.shuffled(1, 0, 0)) == [1, 2]
 
 
 def test_average_is_the_mean():

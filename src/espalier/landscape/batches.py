@@ -40,15 +40,24 @@ class FixedBatches:
         augment: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.name, self.device, self.augment = name, torch.device(device), augment
+        self.name, self.device = name, torch.device(device)
+        self.augment = augment and isinstance(data, AbstractSplit)
         self._split: AbstractSplit | None = None
         self._kept: list[Batch] = []
+        self._rows: Batch | None = None
         if isinstance(data, AbstractSplit):
             self._split, labels = data.to(self.device), data.labels
             self._size = _even(len(data), batch_size)
             self.digest = data.digest
         else:
             self._kept = _twice(data, name, self.device)
+            self._rows = _joined(self._kept)
+            if self._rows is not None:
+                sizes = [len(y) for _, y in self._kept]
+                x, y = self._rows
+                self._kept = list(
+                    zip(torch.split(x, sizes), torch.split(y, sizes), strict=True)
+                )  # views: held once
             labels = torch.cat([y for _, y in self._kept]) if self._kept else torch.zeros(0)
             self.digest = _digest(self._kept)
         if not len(labels):
@@ -73,19 +82,28 @@ class FixedBatches:
         return self.shuffled(self._size, 0, 0)
 
     def shuffled(self, batch_size: int, seed: int, epoch: int) -> Iterator[Batch]:
-        """The examples in an order, and with an augmentation, that depend on (seed, epoch): to train on them."""
+        """The examples in an order, and with an augmentation, that depend on (seed, epoch): to train on them.
+
+        A loader whose batches have inputs of different shapes keeps its batches, in another order.
+        """
         if self._split is not None:
             size = min(batch_size, self.examples)
             for x, y in self._split.batches(size, seed=seed, epoch=epoch, augment=self.augment):
                 yield x.to(self.device), y.to(self.device)
             return
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        if self._rows is not None:
+            x, y = self._rows
+            for rows in torch.split(torch.randperm(self.examples, generator=generator), batch_size):
+                yield x[rows.to(self.device)], y[rows.to(self.device)]
+            return
         for i in torch.randperm(len(self._kept), generator=generator).tolist():
             yield self._kept[i]
 
     def steps(self, batch_size: int) -> int:
         """Batches that `shuffled` gives."""
-        return len(self._kept) if self._split is None else -(-self.examples // min(batch_size, self.examples))
+        whole = self._split is None and self._rows is None
+        return len(self._kept) if whole else -(-self.examples // min(batch_size, self.examples))
 
     def smallest(self) -> int:
         """Examples in the smallest batch."""
@@ -117,6 +135,13 @@ def _twice(data: Iterable[Batch], name: str, device: torch.device) -> list[Batch
                 "list(loader); a generator can be read only once"
             )
     return kept
+
+
+def _joined(batches: list[Batch]) -> Batch | None:
+    """All examples as one batch; None where inputs of different shapes forbid it."""
+    if len({(x.shape[1:], x.dtype) for x, _ in batches}) != 1:
+        return None
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -30,7 +30,7 @@ class CurveTraining:
         lr: of SGD.
         momentum: in [0, 1).
         weight_decay: of the point on the curve: half of it times the squared norm is added to the loss.
-        batch_size: examples a step (loaders bring their own batches).
+        batch_size: examples a step, also of a loader (unless the inputs of its batches differ in shape).
         seed: of the order of the examples and of t.
         clip: largest norm of a gradient; larger ones are scaled down. Far from both ends a batch can have a
             gradient that throws the bend away for good.

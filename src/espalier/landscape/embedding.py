@@ -89,7 +89,11 @@ def embed(
     n = len(labels)
     distances = prediction_distances(list(predictions.values()))
     used = min(perplexity, (len(names) - 1) / 3)
-    picture = TSNE(metric="precomputed", init="random", perplexity=used, random_state=seed, n_jobs=1)
+    # The exact gradient: the approximate one gains nothing below thousands of points, and the threads it starts
+    # wait for each other a thousand times, minutes on a busy machine.
+    picture = TSNE(
+        metric="precomputed", method="exact", init="random", perplexity=used, random_state=seed, n_jobs=1
+    )
     positions = np.asarray(picture.fit_transform(distances), dtype=np.float64)
     given, at = groups or {}, sparsities or {}
     return Embedding(

@@ -11,7 +11,10 @@ from espalier._forward import collect_logits
 from espalier.data import AbstractSplit
 from espalier.evaluation import Evaluation, score
 from espalier.landscape.cka import grams_cka, layer_grams, layer_names
+from espalier.landscape.points import check_initialized
 from espalier.likeness import Similarity, compare_logits
+
+_TRIED = 8  # inputs on which a network is asked twice whether it answers the same
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,16 @@ def compare_functions(
         progress: called after each network with how many are done, and of how many.
 
     Raises:
-        EspalierError: fewer than two networks, no labels, different classes.
+        EspalierError: fewer than two networks, no labels, different classes; a network is lazily initialized,
+            gives logits that are not finite, or answers differently the second time it is asked.
     """
     if len(networks) < 2:
         raise EspalierError(f"comparing functions needs at least 2 networks, got {len(networks)}")
     logits: dict[str, Tensor] = {}
     grams: dict[str, dict[str, Tensor]] = {}
     for done, (name, network) in enumerate(networks.items(), 1):
-        logits[name] = collect_logits(network, split, batch_size=batch_size)
+        logits[name] = _logits(name, network, split, batch_size)
+        _check_classes(logits, name)
         if cka:
             grams[name] = layer_grams(network, layer_names(network), split.take(cka))
         if progress is not None:
@@ -88,6 +93,34 @@ def compare_functions(
     )
     evaluations = {name: score(found, split.labels) for name, found in logits.items()}
     return Functions(evaluations, pairs, logits, min(cka, len(split)), biased)
+
+
+def _logits(name: str, network: nn.Module, split: AbstractSplit, batch_size: int) -> Tensor:
+    """Logits of a network that can be compared."""
+    check_initialized(network, name)
+    found = collect_logits(network, split, batch_size=batch_size)
+    if bad := int((~found.isfinite().all(1)).sum()):
+        raise EspalierError(
+            f"{name} gives logits that are not finite for {bad} of {len(found)} inputs: its weights diverged, or the "
+            "inputs are not scaled as it was trained with; take an earlier checkpoint"
+        )
+    some = found[:_TRIED]
+    spread = float((collect_logits(network, split.take(_TRIED), batch_size=_TRIED) - some).abs().max())
+    if spread > 1e-3 * max(1.0, float(some.abs().max())):
+        raise EspalierError(
+            f"{name} gives different answers to the same inputs in eval mode (logits differ by {spread:.2g}): "
+            "something random is left on, such as F.dropout without training=self.training"
+        )
+    return found
+
+
+def _check_classes(logits: Mapping[str, Tensor], name: str) -> None:
+    first = next(iter(logits))
+    if logits[name].shape[1] != logits[first].shape[1]:
+        raise EspalierError(
+            f"{name} has {logits[name].shape[1]} classes and {first} {logits[first].shape[1]}: answers to "
+            "different questions do not compare"
+        )
 
 
 def _cka(grams: Mapping[str, Mapping[str, Tensor]], a: str, b: str, biased: bool) -> dict[str, float]:

@@ -123,11 +123,7 @@ def check_usable(module: nn.Module, name: str) -> None:
     Raises:
         EspalierError: with the reason.
     """
-    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise EspalierError(
-                f"{name} is lazily initialized: {key!r} has no shape yet; run one batch through it first"
-            )
+    check_initialized(module, name)
     homes = {key: type(part).__module__ for key, part in module.named_modules()}
     quantized = [key for key, home in homes.items() if home.startswith("torch.") and ".quantized" in home]
     quantized += [
@@ -147,6 +143,19 @@ def check_usable(module: nn.Module, name: str) -> None:
         )
     if not any(True for _ in module.parameters()):
         raise EspalierError(f"{name} has no parameters: there is no landscape over nothing")
+
+
+def check_initialized(module: nn.Module, name: str) -> None:
+    """Refuse modules with lazy layers that have seen no input.
+
+    Raises:
+        EspalierError: names the first one.
+    """
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            raise EspalierError(
+                f"{name} is lazily initialized: {key!r} has no shape yet; run one batch through it first"
+            )
 
 
 def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:

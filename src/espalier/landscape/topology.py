@@ -1,9 +1,10 @@
 """What the masks of networks have in common, and what hangs together in each: overlap, churn, fans, dead units."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from espalier._errors import EspalierError
 from espalier.masks import Masks
@@ -19,8 +20,9 @@ class Layer:
         kept: those that are not zero.
         units: outputs (dimension 0).
         inputs: what each unit reads (dimension 1; of a grouped convolution, the inputs of a group).
+        sources: inputs of the layer: as many as each unit reads, times the groups of the convolution.
         no_incoming: units with no kept incoming weight here.
-        no_outgoing: inputs with no kept weight to any unit here: units of the layer before that are lost on this one.
+        no_outgoing: sources with no kept weight to any unit here: units of the layer before that are lost on this one.
         fan_in: mean number of inputs a unit still reads.
         smallest_fan_in: that of the unit with fewest.
     """
@@ -30,6 +32,7 @@ class Layer:
     kept: int
     units: int
     inputs: int
+    sources: int
     no_incoming: int
     no_outgoing: int
     fan_in: float
@@ -43,7 +46,8 @@ class Overlap:
     Args:
         name: of the tensor; "all" for all together.
         jaccard: kept by both over kept by either; 1 if neither keeps any.
-        chance: that number for independent random masks of the same sizes, to read it against.
+        chance: what independent random masks that keep as much in each tensor share on average, to read the
+            other against: the mean to second order in the spread of the intersection.
         churn: fraction of what the first keeps that the second does not; 0 if the first keeps none.
     """
 
@@ -53,7 +57,7 @@ class Overlap:
     churn: float
 
 
-def connectivity(masks: Masks) -> tuple[Layer, ...]:
+def connectivity(masks: Masks, groups: Mapping[str, int] | None = None) -> tuple[Layer, ...]:
     """Kept weights, fans and dead units, tensor by tensor.
 
     A convolution kernel counts as one connection as long as one of its entries is kept. What is said of a layer
@@ -61,14 +65,31 @@ def connectivity(masks: Masks) -> tuple[Layer, ...]:
 
     Args:
         masks: of tensors with two or more dimensions; others are left out.
+        groups: of grouped convolutions by tensor name, see `groups_of`: the shape of a weight does not tell. Without
+            it every layer has one group, so the sources of a grouped one are counted once for all groups
+            together. Transposed convolutions have inputs and units swapped.
 
     Raises:
-        EspalierError: there is none.
+        EspalierError: there is none, or a number of groups does not divide the units.
     """
-    found = [_layer(name, masks[name]) for name, shape in masks.shapes.items() if len(shape) >= 2]
+    known = groups or {}
+    found = [
+        _layer(name, masks[name], known.get(name, 1))
+        for name, shape in masks.shapes.items()
+        if len(shape) >= 2
+    ]
     if not found:
         raise EspalierError("topology needs tensors with two or more dimensions, and none is selected")
     return tuple(found)
+
+
+def groups_of(module: nn.Module) -> dict[str, int]:
+    """Weight name -> groups, of the convolutions of a module that have more than one."""
+    return {
+        f"{name}.weight" if name else "weight": part.groups
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) and part.groups > 1
+    }
 
 
 def overlaps(a: Masks, b: Masks) -> tuple[Overlap, ...]:
@@ -94,18 +115,22 @@ def topologies(networks: Mapping[str, Masks]) -> dict[str, tuple[Layer, ...]]:
     return {name: connectivity(masks) for name, masks in networks.items()}
 
 
-def _layer(name: str, mask: Tensor) -> Layer:
+def _layer(name: str, mask: Tensor, groups: int) -> Layer:
     connected = mask.flatten(2).any(2) if mask.ndim > 2 else mask
     fans = connected.sum(1)
     units, inputs = connected.shape
+    if groups < 1 or units % groups:
+        raise EspalierError(f"{name} has {units} units, which {groups} groups do not divide")
+    used = connected.view(groups, units // groups, inputs).any(1)
     return Layer(
         name,
         mask.numel(),
         int(mask.sum()),
         units,
         inputs,
+        groups * inputs,
         int((fans == 0).sum()),
-        int((~connected.any(0)).sum()),
+        int((~used).sum()),
         float(fans.double().mean()) if units else 0.0,
         int(fans.min()) if units else 0,
     )
@@ -113,7 +138,13 @@ def _layer(name: str, mask: Tensor) -> Layer:
 
 def _overlap(name: str, a: Masks, b: Masks) -> Overlap:
     jaccard, churn = a.overlap(b), a.churn(b)
-    # Expected sizes of intersection and union, tensor by tensor, for independent masks with these counts.
-    both = sum(a.counts[key] * b.counts[key] / max(1, a[key].numel()) for key in a)
-    either = a.kept + b.kept - both
-    return Overlap(name, jaccard, both / either if either else 1.0, churn)
+    # The intersection of independent masks is hypergeometric in each tensor; Jaccard is i / (total - i) of its size i.
+    mean = spread = 0.0
+    for key, shape in a.shapes.items():
+        n, one, two = math.prod(shape), a.counts[key], b.counts[key]
+        mean += one * two / max(1, n)
+        spread += one * two * (n - one) * (n - two) / max(1, n * n * (n - 1))
+    total = a.kept + b.kept
+    either = total - mean
+    chance = mean / either + total * spread / either**3 if either else 1.0
+    return Overlap(name, jaccard, chance, churn)

@@ -97,7 +97,7 @@ def figure(result: Result) -> "Figure":
         )
         lower.plot(
             at,
-            [one.no_outgoing / one.inputs for one in layers],
+            [one.no_outgoing / one.sources for one in layers],
             "x:",
             color=color,
             label=f"{name}: inputs without use",
@@ -121,7 +121,7 @@ def _rows(result: Result) -> list[tuple[str, ...]]:
             f"{one.fan_in:.1f} of {one.inputs}",
             f"{one.smallest_fan_in}",
             f"{one.no_incoming} of {one.units}",
-            f"{one.no_outgoing} of {one.inputs}",
+            f"{one.no_outgoing} of {one.sources}",
         )
         for name, layers in result.layers.items()
         for one in layers
@@ -145,7 +145,8 @@ def _overlaps(result: Result) -> list[tuple[str, ...]]:
 def _notes(result: Result) -> list[str]:
     notes = [
         "a convolution kernel is one connection; with skip connections an input without use in one layer may have "
-        "one in another"
+        "one in another",
+        "a file does not tell grouped convolutions: their inputs are counted once for all groups together",
     ]
     if result.overlaps:
         notes.append(f"churn: share of what {result.first} keeps that the other does not")

@@ -29,4 +29,5 @@ def gather(files: Mapping[str, Path], model: str, data: Dataset) -> dict[str, nn
 def subset(data: Dataset, train: int, test: int, limit: int) -> str:
     """Which examples were used, for people to read beside the numbers."""
     cut = "all of them" if not limit else f"--limit {limit:,}; the first of a fixed permutation"
-    return f"{data.name}: {train:,} training and {test:,} test examples ({cut})"
+    parts = [f"{count:,} {word}" for count, word in ((train, "training"), (test, "test")) if count]
+    return f"{data.name}: {' and '.join(parts)} examples ({cut})"
