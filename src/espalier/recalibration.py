@@ -80,7 +80,9 @@ def recalibrate(
     before = compare_logits(collect_logits(model, held_out), target)
     old = [{k: v.clone() for k, v in _statistics(layer).items()} for layer in layers]
     try:
-        used = estimate(model, layers, inputs, images=images, batch_size=batch_size, seed=seed, augment=augment)
+        used = estimate(
+            model, layers, inputs, images=images, batch_size=batch_size, seed=seed, augment=augment
+        )
         after = compare_logits(collect_logits(model, held_out), target)
     except BaseException:
         _put_back(layers, old)

@@ -29,11 +29,13 @@ class DataRecipe(Strict):
         name: as on the command line: digits, torchvision:NAME, a folder, a hub name.
         validation: fraction of the training examples held out to decide on, in [0, 1).
         limit: at most so many examples of each split.
+        normalization: of the channels; default is the data set's own (see `espalier.data`).
     """
 
     name: str
     validation: float = Field(default=0.1, ge=0, lt=1)
     limit: int | None = Field(default=None, ge=1)
+    normalization: Literal["default", "imagenet", "cifar10", "cifar100"] = "default"
 
 
 class MethodRecipe(BaseModel):

@@ -146,7 +146,7 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
 
     @cache
     def data() -> Dataset:
-        return names.dataset(entry.data.name, root, limit=entry.data.limit, validation=entry.data.validation)
+        return names.dataset(root=root, word=entry.data.name, **entry.data.model_dump(exclude={"name"}))
 
     start = None if entry.start is None else (file.path.parent / entry.start)
     if start is not None and not start.exists():

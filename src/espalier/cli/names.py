@@ -131,11 +131,19 @@ def narrower(word: str, classes: int) -> "Callable[[float], nn.Module] | None":
     return table.get(word)
 
 
-def dataset(word: str, root: Path | None, *, limit: int | None = None, validation: float = 0.1) -> "Dataset":
+def dataset(
+    word: str,
+    root: Path | None,
+    *,
+    limit: int | None = None,
+    validation: float = 0.1,
+    normalization: str = "default",
+) -> "Dataset":
     """`digits`, `torchvision:NAME`, a folder (of parquet files, or of images), or a hub name."""
     from espalier import data
 
-    options = data.Options(limit=limit, validation=validation)
+    known = {"default": None, "imagenet": data.IMAGENET, "cifar10": data.CIFAR10, "cifar100": data.CIFAR100}
+    options = data.Options(look_up("normalization", normalization, known), validation, limit)
     if word == "digits":
         return data.digits(options)
     if word.startswith("torchvision:"):

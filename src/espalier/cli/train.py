@@ -148,9 +148,7 @@ def _run(
     if folder.exists() and not folder.is_dir():
         raise EspalierError(f"{folder} is a file; the runs need a folder")
     rule = method(recipe.method.name, recipe.method.options, lambda field: f"{file.at('method', field)}: ")
-    dataset = names.dataset(
-        recipe.data.name, root, limit=recipe.data.limit, validation=recipe.data.validation
-    )
+    dataset = names.dataset(root=root, word=recipe.data.name, **recipe.data.model_dump(exclude={"name"}))
     classes = len(dataset.classes)
     common: dict[str, Any] = {
         "scope": recipe.scope,

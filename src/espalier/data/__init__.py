@@ -1,6 +1,8 @@
 """Data sets: frozen values with a training, validation and test split, and batches without hidden state."""
 
 from espalier.data._base import (
+    CIFAR10,
+    CIFAR100,
     IMAGENET,
     VALIDATION_SEED,
     AbstractSplit,
@@ -19,6 +21,8 @@ from espalier.data.parquet import hub, parquet
 from espalier.data.torchvision_data import torchvision_data
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
     "IMAGENET",
     "VALIDATION_SEED",
     "AbstractSplit",

@@ -61,6 +61,12 @@ class Normalization:
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """What torchvision's networks and the public CIFAR ResNets were trained with."""
 
+CIFAR10 = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+"""Mean and standard deviation of the pixels of CIFAR-10's training images."""
+
+CIFAR100 = Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+"""The same of CIFAR-100."""
+
 
 @dataclass(frozen=True)
 class Augmentation:

@@ -135,6 +135,12 @@ def fill(model: nn.Module, tensors: Tensors, source: str = "the checkpoint") -> 
     prefix = "module." if len(tensors) and all(name.startswith("module.") for name in tensors) else ""
     given = {name.removeprefix(prefix): tensors[name] for name in tensors}
     own = model.state_dict()
+    lazy = [n for n, tensor in own.items() if nn.parameter.is_lazy(tensor)]
+    if lazy:
+        raise CheckpointError(
+            f"{type(model).__name__} is lazily initialized: {listing(lazy)} have no shape before a first batch; "
+            "run one through the network where it is made"
+        )
     # What a state dict holds beyond tensors (get_extra_state) is for strict loading below to judge.
     missing = [n for n in own if n not in given and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in given if n not in own]
