@@ -25,6 +25,7 @@ PAGES = [
     "docs/directional-training.md",
     "docs/export.md",
     "docs/runtime.md",
+    "docs/landscape.md",
     "docs/landscape-curvature.md",
     "docs/directional.md",
     "docs/new-method.md",
