@@ -118,6 +118,10 @@ def collect(network: str, stages: list[str], scores: list[str]) -> dict[str, Any
     """Every point of a network that is asked for, made now where it is missing, and every other one that is there."""
     folder: Path = HERE / "points" / network
     dense = once(folder / "dense.json", lambda: measure(parent(network), network))
+    # What an epoch does without pruning: the public networks have never seen JPEG images, and learn that in it.
+    control, tuned = folder / "dense-after.json", None
+    if control.exists() or "after" in stages:
+        tuned = once(control, lambda: point(network, "magnitude", 0.0, tune=True))
     curves: dict[str, list[Any]] = {}
     for stage in ("before", "after"):
         for score in SCORES:
@@ -129,7 +133,7 @@ def collect(network: str, stages: list[str], scores: list[str]) -> dict[str, Any
                     points.append(once(path, lambda: point(network, score, sparsity, tune)))  # noqa: B023
                     print(network, stage, score, sparsity, f"{points[-1]['accuracy']:.4f}", flush=True)
             curves[f"{stage} {score}"] = points
-    return {"dense": dense, "rules": rules(network), "curves": curves}
+    return {"dense": dense, "dense after": tuned, "rules": rules(network), "curves": curves}
 
 
 def main() -> None:

@@ -120,6 +120,18 @@ def test_on_ray(run: Run, tmp_path: Path):
     assert accuracies[0] == accuracies[1]
 
 
+def test_methods_that_take_part_in_some_of_it(run: Run, tmp_path: Path):
+    text = STUDY.replace(
+        "  - {name: gradual}\n",
+        "  - {name: gradual, only: {sparsities: [0.8]}}\n"
+        "  - {name: gradual, end: 0.5, label: gradual, only: {sparsities: [0.9], seeds: [1]}}\n",
+    )
+    (tmp_path / "study.yaml").write_text(text + "seeds: [0, 1]\n")
+    _, out, _ = run("compare", "study.yaml", "--dry-run")
+    assert out.count("gradual, 0.8, seed") == 2 and out.count("gradual, 0.9, seed 1") == 1
+    assert "gradual, 0.9, seed 0" not in out
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -134,6 +146,11 @@ def test_on_ray(run: Run, tmp_path: Path):
         ("limit: 100}", "limit: 100}, start: nowhere.pt", "there is no"),
         ("name: gradual", "name: gradual, training: {rate: 1}", "unknown field 'training.rate'"),
         ("name: gradual", "name: gradual, training: {lr: -1}", "training `lr` must be a positive number"),
+        (
+            "name: gradual",
+            "name: gradual, only: {sparsities: [0.7]}",
+            "0.7 is none of the study's sparsities",
+        ),
         ("title:", "titel:", "unknown field 'titel'. Did you mean 'title'"),
         (
             "model: digits_cnn",

@@ -58,7 +58,10 @@ def resnet_rows(name: str, result: dict[str, Any]) -> Table:
     ]
     curves = result["curves"]
     by = {key: {round(p["sparsity"], 3): p for p in points} for key, points in curves.items()}
-    rows.append(["0", "1", "100", f"**{percent(dense)}**", "", "", ""])
+    tuned = result.get("dense after")
+    rows.append(
+        ["0", "1", "100", f"**{percent(dense)}**", percent(tuned["accuracy"]) if tuned else "not run", "", ""]
+    )
     for point in curves["before magnitude"]:
         at = round(point["sparsity"], 3)
         after, random = by.get("after magnitude", {}).get(at), by.get("before random", {}).get(at)
@@ -123,7 +126,10 @@ def rule_rows(result: dict[str, Any]) -> Table:
     for stage, word in (("before", "before tuning"), ("after", "after one epoch")):
         points = curves[stage]
         for drop in (0.01, 0.05):
-            found = sparsity_at_drop(points, dense, drop) if points else None
+            reference = (
+                (result.get("dense after") or result["dense"])["accuracy"] if stage == "after" else dense
+            )
+            found = sparsity_at_drop(points, reference, drop) if points else None
             last = max((p["sparsity"] for p in points), default=0.0)
             text = (
                 percent(found, 1) if found is not None else (f"> {percent(last, 0)}" if points else "not run")
@@ -152,6 +158,17 @@ def resnet_section(name: str, result: dict[str, Any]) -> str:
                 f"Spearman correlation of accuracy {word}, magnitude and random together (n = {found['n']}): with "
                 f"sparsity {found['sparsity']:.2f}, with cosine {found['cosine']:.2f}, with agreement {found['agreement']:.2f}."
             )
+    if result.get("dense after"):
+        gain = result["dense after"]["accuracy"] - result["dense"]["accuracy"]
+        parts.append(
+            f"The same epoch without pruning changes the dense network by {100 * gain:+.2f} points"
+            + (
+                ": the public checkpoint has never seen JPEG images, and learns that in it."
+                if "public" in name
+                else "."
+            )
+            + " Points lost after one epoch are counted from there."
+        )
     if "prepared" in name:
         parts.append(
             "The public checkpoint behind this network was trained on all 50,000 training images, so our validation split "

@@ -15,7 +15,8 @@ class NetworkEntry(Strict):
         name: for tables; the model's by default.
         model: as on the command line.
         data: what it is trained on.
-        start: a trained checkpoint to start from, relative to the study's file; null is from scratch.
+        start: a trained checkpoint to start from, relative to the study's file, with variables such as
+            $ESPALIER_DATA; null is from scratch.
     """
 
     name: str | None = None
@@ -32,14 +33,23 @@ class RangeEntry(Strict):
     log: bool = False
 
 
+class OnlyEntry(Strict):
+    """The part of a study that a method takes part in; what is not named is all."""
+
+    sparsities: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    teachers: tuple[bool, ...] | None = None
+
+
 class MethodEntry(BaseModel):
     """A method; what else it takes depends on it.
 
     Args:
         name: as in a recipe, or smaller-dense for a narrower dense network with as many parameters.
-        label: for tables; the name by default; unique in a study.
+        label: for tables; the name by default; two methods with one label differ in their sparsities.
         training: fields of the training that this method needs otherwise.
         tune: ranges of this method's own numbers, beside the common ones.
+        only: the part of the study it takes part in.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -47,6 +57,7 @@ class MethodEntry(BaseModel):
     label: str | None = None
     training: dict[str, Any] = Field(default_factory=dict)
     tune: dict[str, RangeEntry] = Field(default_factory=dict)
+    only: OnlyEntry = OnlyEntry()
 
     @property
     def options(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ Start it again to go on, or start it twice at once: two processes share the runs
 chooses nothing.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,15 +94,18 @@ def gather(file: "YamlFile[StudyRecipe]", root: Path | None) -> "tuple[Study, Tu
     asked = file.value
     networks = tuple(_network(file, i, root) for i in range(len(asked.networks)))
     contenders = tuple(_contender(file, i) for i in range(len(asked.methods)))
-    labels = [contender.label for contender in contenders]
-    for i, label in enumerate(labels):
-        if label in labels[:i]:
+    seen: set[tuple[str, float | None]] = set()
+    for i, contender in enumerate(contenders):
+        sparsities: tuple[float | None, ...] = contender.sparsities or (None, *asked.sparsities)
+        named = {(contender.label, sparsity) for sparsity in sparsities}
+        if seen & named:
             raise EspalierError(
-                f"{file.at('methods', i)}: two methods are called {label!r}: give one a label"
+                f"{file.at('methods', i)}: two methods are called {contender.label!r}: give one a label"
             )
-    for i, sparsity in enumerate(asked.sparsities):
-        if not 0 < sparsity < 1:
-            raise EspalierError(f"{file.at('sparsities', i)}: a sparsity lies in (0, 1), got {sparsity:g}")
+        seen |= named
+    for i, given in enumerate(asked.sparsities):
+        if not 0 < given < 1:
+            raise EspalierError(f"{file.at('sparsities', i)}: a sparsity lies in (0, 1), got {given:g}")
     for i, network in enumerate(networks):
         if True in asked.teachers and network.parent is None:
             raise EspalierError(
@@ -148,7 +152,7 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
     def data() -> Dataset:
         return names.dataset(root=root, word=entry.data.name, **entry.data.model_dump(exclude={"name"}))
 
-    start = None if entry.start is None else (file.path.parent / entry.start)
+    start = None if entry.start is None else file.path.parent / os.path.expandvars(entry.start)
     if start is not None and not start.exists():
         raise EspalierError(f"{file.at('networks', index, 'start')}: there is no {start}")
 
@@ -195,10 +199,16 @@ def _contender(file: "YamlFile[StudyRecipe]", index: int) -> "Contender":
             )
     replace(file.value.training, **entry.training)  # values outside their range are refused here
     label = entry.label or entry.name
+    only = entry.only.model_dump()
+    for i, sparsity in enumerate(entry.only.sparsities or ()):
+        if sparsity not in file.value.sparsities:
+            raise EspalierError(
+                f"{file.at('methods', index, 'only', 'sparsities', i)}: {sparsity:g} is none of the study's sparsities"
+            )
     if entry.name == SMALLER:
-        return Contender(label, Dense(), entry.training, smaller=True)
+        return Contender(label, Dense(), entry.training, smaller=True, **only)
     found = method(entry.name, entry.options, lambda field: f"{file.at('methods', index, field)}: ")
-    return Contender(label, found, entry.training)
+    return Contender(label, found, entry.training, **only)
 
 
 def _reasons(cells: "Sequence[Cell]") -> dict[str, str]:

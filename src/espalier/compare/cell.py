@@ -1,7 +1,7 @@
 """What is compared: networks, contenders, sparsities, seeds, teachers; and one run of it, a cell."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,12 +45,18 @@ class Contender:
         method: the method.
         changes: fields of the training that this method needs otherwise, such as no momentum for the paper's gRDA.
         smaller: train the network's narrower dense version instead: a control of the size that a sparsity leaves.
+        sparsities: the only ones of the study it takes part in; None is all.
+        seeds: likewise.
+        teachers: likewise.
     """
 
     label: str
     method: AbstractMethod
     changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     smaller: bool = False
+    sparsities: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    teachers: tuple[bool, ...] | None = None
 
     @property
     def dense(self) -> bool:
@@ -113,7 +119,7 @@ class Study:
     Args:
         title: one line.
         networks: what is pruned.
-        contenders: how; their labels differ.
+        contenders: how; those with one label differ in their sparsities.
         sparsities: in (0, 1).
         seeds: one run each.
         training: of every run, but for what a contender changes; its seed is replaced.
@@ -130,22 +136,19 @@ class Study:
     teachers: tuple[bool, ...] = (False,)
     scope: Scope = "weights"
 
-    def cells(
-        self, tuned: Callable[[Network, Contender, float | None, bool], Mapping[str, Any]] | None = None
-    ) -> Iterator[Cell]:
-        """The runs, one seed of everything first.
-
-        Args:
-            tuned: network, contender, sparsity, teacher -> changes of the training that tuning found; None tunes
-                nothing.
-        """
-        from dataclasses import replace
-
+    def cells(self) -> Iterator[Cell]:
+        """The runs, untuned, one seed of everything first."""
         for seed in self.seeds:
             for network in self.networks:
                 for teacher in self.teachers:
                     for contender in self.contenders:
+                        if _outside(seed, contender.seeds) or _outside(teacher, contender.teachers):
+                            continue
+                        training = replace(self.training, **{**contender.changes, "seed": seed})
                         for sparsity in (None,) if contender.dense else self.sparsities:
-                            found = {} if tuned is None else tuned(network, contender, sparsity, teacher)
-                            training = replace(self.training, **{**contender.changes, **found, "seed": seed})
-                            yield Cell(network, contender, sparsity, seed, teacher, training, self.scope)
+                            if contender.dense or not _outside(sparsity, contender.sparsities):
+                                yield Cell(network, contender, sparsity, seed, teacher, training, self.scope)
+
+
+def _outside(value: object, only: tuple[object, ...] | None) -> bool:
+    return only is not None and value not in only
