@@ -11,7 +11,6 @@ import torch
 from espalier.checkpoint import open_checkpoint, save_checkpoint
 from tests.conftest import Run
 
-
 COMMANDS = (
     *("inspect", "prune", "unpack", "finetune", "train", "compare", "evaluate", "export", "bench", "demo"),
     *(
