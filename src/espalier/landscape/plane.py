@@ -180,7 +180,7 @@ class Grid:
         plane: what was measured.
         x: first coordinates, ascending.
         y: second coordinates, ascending.
-        heights: row by row: heights[j][i] at (x[i], y[j]).
+        heights: row by row: `heights[j][i]` at (x[i], y[j]).
     """
 
     plane: Plane
