@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from espalier.checkpoint import save_checkpoint
+from espalier.cli.compare import gather
 from espalier.models import DigitsCNN
+from espalier.recipe import YamlFile
+from espalier.study import StudyRecipe
 from tests.conftest import Run
 
 STUDY = """\
@@ -130,6 +133,14 @@ def test_methods_that_take_part_in_some_of_it(run: Run, tmp_path: Path):
     _, out, _ = run("compare", "study.yaml", "--dry-run")
     assert out.count("gradual, 0.8, seed") == 2 and out.count("gradual, 0.9, seed 1") == 1
     assert "gradual, 0.9, seed 0" not in out
+
+
+def test_a_study_is_fp32_wherever_it_runs_unless_it_says_otherwise(tmp_path: Path):
+    text = STUDY.replace("{name: gradual}", "{name: gradual, training: {precision: bf16}}")
+    (tmp_path / "study.yaml").write_text(text)
+    planned, _ = gather(YamlFile(tmp_path / "study.yaml", StudyRecipe), None)
+    found = {c.contender.label: c.training.precision for c in planned.cells()}
+    assert found == {"dense": "fp32", "gradual": "bf16", "floored": "fp32"}
 
 
 @pytest.mark.parametrize(

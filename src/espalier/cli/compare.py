@@ -135,9 +135,9 @@ def gather(file: "YamlFile[StudyRecipe]", root: Path | None) -> "tuple[Study, Tu
 
 def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "Network":
     """One entry of `networks`; data and checkpoints are read when a run needs them, and once."""
+    import copy
     from functools import cache
 
-    import torch
     from torch import nn
 
     from espalier.checkpoint import open_checkpoint
@@ -156,15 +156,14 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
     if start is not None and not start.exists():
         raise EspalierError(f"{file.at('networks', index, 'start')}: there is no {start}")
 
+    @cache
     def trained() -> nn.Module:
         return names.model(entry.model, len(data().classes), open_checkpoint(start), str(start)).model  # type: ignore[arg-type]
 
     def build(seed: int) -> nn.Module:
         if start is not None:
-            return trained()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return names.network(entry.model, len(data().classes))
+            return copy.deepcopy(trained())
+        return names.fresh(lambda: names.network(entry.model, len(data().classes)), seed)
 
     def smaller(seed: int, sparsity: float) -> nn.Module:
         make = names.narrower(entry.model, len(data().classes))
@@ -173,9 +172,7 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
         whole = open_checkpoint(make(1.0))
         selection = select(whole, file.value.scope)
         width = width_for(make, selection.parameters - round(sparsity * selection.entries))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return make(width)
+        return names.fresh(lambda: make(width), seed)
 
     source: dict[str, Any] = {"model": entry.model, "data": entry.data.model_dump()}
     if start is not None:

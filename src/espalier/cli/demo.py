@@ -26,8 +26,6 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Run the demonstration."""
-    import torch
-
     from espalier.checkpoint import open_checkpoint, save_checkpoint
     from espalier.cli import names
     from espalier.finetuning import finetune
@@ -50,9 +48,7 @@ def command(
             task = bar.add_task(word, total=None)
             return lambda done, total, _: bar.update(task, completed=done, total=total)
 
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            dense = DigitsCNN()
+        dense = names.fresh(DigitsCNN, seed)
         fit(
             dense,
             data,

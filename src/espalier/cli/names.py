@@ -89,6 +89,15 @@ def model(word: str, classes: int, checkpoint: "AbstractCheckpoint", source: str
     return fill(network(word, classes), checkpoint.state_dict(), source)
 
 
+def fresh(make: "Callable[[], nn.Module]", seed: int) -> "nn.Module":
+    """A network as a seed initializes it; the global generator is left as it was."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
 def network(word: str, classes: int) -> "nn.Module":
     """A network by name, for data with that many classes, as it is initialized."""
     from espalier.models import VGG16, CifarResNet, DigitsCNN, LeNet5, WideResNet, imported, torchvision_model

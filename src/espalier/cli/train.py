@@ -15,6 +15,7 @@ For example:
   espalier train my-recipe.yaml --baseline -o run-dense
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,8 +26,6 @@ from espalier._errors import EspalierError
 from espalier.cli import names, options
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from espalier.budget import Budget
     from espalier.recipe import Recipe, YamlFile
     from espalier.report.train import Run
@@ -131,8 +130,6 @@ def _run(
     bar: bool,
 ) -> "tuple[Recipe, Budget | None, list[Run]]":
     """One run a seed; a run that fails is recorded, and the next one starts. A budget is searched with the first."""
-    import torch
-
     from espalier._forward import probe
     from espalier.checkpoint import open_checkpoint, rewrite
     from espalier.cli.method_names import method
@@ -156,15 +153,15 @@ def _run(
         "exclude": recipe.exclude,
     }
 
-    def trained() -> "nn.Module":
-        return names.model(recipe.model, classes, open_checkpoint(start), str(start)).model  # type: ignore[arg-type]
-
+    parent = None
+    if start is not None:
+        parent = names.model(recipe.model, classes, open_checkpoint(start), str(start)).model
     runs, found = [], None
     with progress_bar(bar) as shown:
-        if drop is not None:
+        if drop is not None and parent is not None:
             task = shown.add_task("searching", total=None)
             found = search_trained(
-                trained(),
+                parent,
                 dataset,
                 replace(recipe.training, seed=recipe.seeds[0]),
                 rule,
@@ -184,13 +181,11 @@ def _run(
             recipe = recipe.model_copy(update={"sparsity": found.sparsity})
         for seed in recipe.seeds:
             task = shown.add_task(f"seed {seed}", total=None)
-            parent = None
-            if start is None:
-                with torch.random.fork_rng():
-                    torch.manual_seed(seed)
-                    network = names.network(recipe.model, classes)
-            else:
-                network, parent = trained(), trained()
+            network = (
+                copy.deepcopy(parent)
+                if parent is not None
+                else names.fresh(lambda: names.network(recipe.model, classes), seed)
+            )
             probe(network, dataset, f"model {recipe.model}")
             place = folder / f"seed-{seed}"
             try:

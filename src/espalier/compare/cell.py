@@ -122,7 +122,8 @@ class Study:
         contenders: how; those with one label differ in their sparsities.
         sparsities: in (0, 1).
         seeds: one run each.
-        training: of every run, but for what a contender changes; its seed is replaced.
+        training: of every run, but for what a contender changes; its seed is replaced, and the precision "auto" is
+            fp32 here, so that runs of different machines are alike.
         teachers: False, True or both.
         scope: which parameters are pruned.
     """
@@ -145,6 +146,8 @@ class Study:
                         if _outside(seed, contender.seeds) or _outside(teacher, contender.teachers):
                             continue
                         training = replace(self.training, **{**contender.changes, "seed": seed})
+                        if training.precision == "auto":
+                            training = replace(training, precision="fp32")
                         for sparsity in (None,) if contender.dense else self.sparsities:
                             if contender.dense or not _outside(sparsity, contender.sparsities):
                                 yield Cell(network, contender, sparsity, seed, teacher, training, self.scope)
