@@ -17,6 +17,7 @@ from espalier.callbacks._watching import Action
 from espalier.callbacks.lightning import HoldMasks, Prune, WatchMask
 from espalier.methods import ST3, Gradual, OneShot, RigL, TargetGRDA, Threshold
 from espalier.optim import GRDA, DualAveraging, PowerLaw, Settled, TargetSparsity
+from espalier.scores import SNIP
 
 pytestmark = [  # all of Lightning's own making
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
@@ -273,6 +274,11 @@ def test_refused_when_made(make, match: str):
             HoldMasks(Masks({"0.weight": torch.ones(10, 6, dtype=torch.bool)})),
             None,
             r"no parameter '0\.weight' that a mask is for\. Its part 'net' has: give part='net'",
+        ),
+        (
+            Prune(0.5, OneShot(SNIP())),
+            None,
+            "needs training data, which a callback does not have: prune before",
         ),
         (HoldMasks(Masks({"net.0.wait": torch.ones(1).bool()})), None, "Did you mean 'net.0.weight'"),
         (WatchMask(), None, "watches one optimizer of espalier.optim .*, the trainer has AdamW"),

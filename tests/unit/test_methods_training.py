@@ -40,10 +40,6 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
 
-def no_batches(_: int):
-    return iter(())
-
-
 def flat(tensor: Tensor) -> list[float]:
     return tensor.detach().flatten().tolist()
 
@@ -73,7 +69,7 @@ def test_str_decays_towards_the_ramp():
     assert decay(-10.0, 3.0, 1) > 0  # a threshold that the sigmoid cannot decay to
     model = net()
     rule = STR(settle=1.0).rule(model, plan())
-    rule.begin(sgd(model), no_batches)
+    rule.begin(sgd(model))
     for step in range(1, 100):
         rule.before_step(step)
         rule.after_step(step)
@@ -85,7 +81,7 @@ def test_str_lowers_thresholds_that_leave_too_few():
     model = net()
     rule = STR(start=-1.0, settle=0.01).rule(model, plan())  # a threshold of 0.27 leaves 4
     rule.extra()[0].data.fill_(-0.5)  # and 0.38 leaves 3
-    rule.begin(sgd(model), no_batches)
+    rule.begin(sgd(model))
     rule.after_step(1)
     # The largest that has to go is 0.2: 0.31 is the fourth.
     assert flat(model.weight) == pytest.approx([0.3, 0, 0, 0.7, -0.5, 0.11, 0, 0])
@@ -98,7 +94,7 @@ def test_str_lowers_thresholds_that_leave_too_few():
 def test_st3_computes_as_the_paper_says_with_straight_gradients():
     model = net()
     rule = ST3(begin=0.0, end=0.01).rule(model, plan())
-    rule.begin(sgd(model), no_batches)
+    rule.begin(sgd(model))
     rule.after_step(1)
     seen, measured = rule.weights(), rule.measured()
     assert seen is not None and measured is not None
@@ -152,7 +148,7 @@ def test_l0_raises_gates_where_too_many_had_closed():
     model = net()
     rule = L0(settle=0.01).rule(model, plan())
     rule.gates["weight"].data.copy_(torch.arange(8.0).view(2, 4) - 12)
-    rule.begin(sgd(model), no_batches)
+    rule.begin(sgd(model))
     rule.after_step(1)
     # Gate 3 is just closed then, gates 4 to 7 open by 1 to 4.
     opened = stretched(CLOSED + torch.arange(1.0, 5.0))
@@ -175,7 +171,7 @@ def test_variational_dropout_keeps_the_weights_that_stand_out_of_their_noise():
     assert measured is not None
     # log alpha = -2 - 2 log |w| exceeds 3 below 0.082.
     assert flat(measured["weight"]) == pytest.approx([0.5, -0.2, 0, 0.9, -0.7, 0.31, 0, 0.11])
-    rule.begin(sgd(model), no_batches)
+    rule.begin(sgd(model))
     rule.after_step(1)
     assert flat(model.weight) == pytest.approx([0.5, 0, 0, 0.9, -0.7, 0.31, 0, 0])
 
@@ -191,7 +187,7 @@ def test_noise_has_the_variance_it_says():
 def test_the_cost_rests_while_zeros_are_ahead_of_the_ramp():
     model = net()
     rule = VariationalDropout().rule(model, plan(0.5))
-    rule.begin(sgd(model), no_batches)
+    rule.begin(sgd(model))
     rule.after_step(1)
     behind = rule.strength
     assert behind > 1 / 1000 and rule.penalty() is not None
@@ -220,7 +216,7 @@ def test_rigl_changes_its_mask_as_algorithm_1():
     model = net(torch.randn(6, 10, generator=generator).tolist())
     rule = RigL(every=10).rule(model, plan(0.7))
     optimizer = sgd(model)
-    rule.begin(optimizer, no_batches)
+    rule.begin(optimizer)
     before = rule.masks
     assert before is not None and before.kept == 18
     gradient = torch.randn(6, 10, generator=generator)
@@ -248,7 +244,7 @@ def test_set_grows_by_seed_and_step():
         model = net(torch.randn(6, 10, generator=generator).tolist())
         training = Training(epochs=1, seed=seed)
         rule = SET(every=5).rule(model, Plan(0.7, ("weight",), 100, training))
-        rule.begin(sgd(model), no_batches)
+        rule.begin(sgd(model))
         rule.before_step(step)
         assert rule.masks is not None and rule.masks.kept == 18
         return rule.masks["weight"].flatten().tolist()
@@ -277,7 +273,7 @@ def test_pruned_weights_train_again_in_dense_phases():
     model = net()
     optimizer = sgd(model)
     rule = ACDC(warmup=0.0, phase=0.25, last=0.5, final=0.75).rule(model, plan(0.5, 4))
-    rule.begin(optimizer, no_batches)
+    rule.begin(optimizer)
     zeros = []
     for step in range(1, 5):
         model.weight.grad = torch.ones_like(model.weight)
@@ -312,7 +308,7 @@ def test_what_is_rewound(rewind: str):
     model = net()
     optimizer = sgd(model)
     rule = Iterative(rewind, prune=0.5).rule(model, plan(0.75, 3))  # type: ignore[arg-type]
-    rule.begin(optimizer, no_batches)
+    rule.begin(optimizer)
     for step, zeros in ((1, 4), (2, 6), (3, 6)):
         model.weight.grad = model.weight.detach().sign()
         optimizer.step()
@@ -336,7 +332,7 @@ def test_lc_on_a_quadratic(multipliers: bool):
     model = net()
     method = LC(first=0.02, last=0.8, rounds=rounds, settle=1.0, multipliers=multipliers)
     rule = method.rule(model, plan(5 / 8, rounds))
-    rule.begin(sgd(model), no_batches)
+    rule.begin(sgd(model))
     mus = []
     h = torch.tensor(curvature).view(2, 4)
     for step in range(1, rounds + 1):

@@ -12,7 +12,6 @@ from espalier._errors import EspalierError, near
 from espalier.checkpoint import open_checkpoint
 from espalier.masks import Masks, named_parameters, unwrapped
 from espalier.methods import AbstractMethod, Fixed, MaskRule, Plan, Rule, TargetGRDA, Threshold
-from espalier.methods._base import Batches
 from espalier.methods.masked import zeros_of
 from espalier.selection import Scope, select
 
@@ -94,8 +93,9 @@ class Order:
             names = selection.names
         rule = self.method.rule(part, Plan(self.sparsity, names, total, cast("Training", _Elsewhere(epochs))))
         _refuse(self.method, rule)
+        rule.batches = _no_batches
         if state is None:
-            rule.begin(optimizers[0], _no_batches)
+            rule.begin(optimizers[0])
         else:
             rule.load_state_dict(state["rule"], optimizers[0])
         return Run(rule, total)
@@ -111,7 +111,7 @@ class Zeros(AbstractMethod):
 
 
 class _Zeros(MaskRule):
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         masks = Masks.from_zeros({name: p.detach() for name, p in self.parameters.items()})
         if not masks.sparsity:
             raise EspalierError("the module has no zeros to hold: prune it first, or give the masks")

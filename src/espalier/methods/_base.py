@@ -112,7 +112,8 @@ class Rule:
 
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         self.model, self.plan = model, plan
-        self.batches: Batches | None = None  # set by the run, before `begin` and after a resume
+        # Training data for scores that need gradients; set by the run, before `begin` or `load_state_dict`.
+        self.batches: Batches | None = None
         parameters = named_parameters(model)
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in plan.names}
 
@@ -136,8 +137,8 @@ class Rule:
         """An optimizer that prunes by itself; None leaves the choice to the run."""
         return None
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
-        """Prepare a run that starts: `batches` gives training data for scores that need gradients."""
+    def begin(self, optimizer: Optimizer) -> None:
+        """Prepare a run that starts."""
 
     def position(self, step: int) -> int:
         """Where the learning-rate schedule stands before optimizer step `step + 1`; rewinding moves it back."""

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose
 from espalier.scores import Magnitude
 
@@ -77,7 +77,7 @@ class _Alternating(MaskRule):
         self.method, self.target = method, plan.target
         self.phases = method.phases(plan.steps)
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self.turn(0)
 

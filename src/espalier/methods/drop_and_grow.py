@@ -12,7 +12,7 @@ from espalier._errors import EspalierError
 from espalier.allocate import ERK, AbstractAllocation
 from espalier.data import seeded
 from espalier.masks import Masks
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose, without_zeros
 from espalier.methods.settling import check_fraction
 from espalier.scores import AbstractScore, Magnitude
@@ -129,7 +129,7 @@ class _Changing(MaskRule):
     def worth(self, name: str, step: int) -> Tensor:
         """Scores of the entries of a parameter for growing, higher = grow."""
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         self.hold(choose(self.method.start, self.method.allocation, self.evidence(), self.target), optimizer)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from espalier.masks import Masks
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule
 
 
@@ -30,7 +30,7 @@ class _Held(MaskRule):
         super().__init__(model, plan)
         self.fixed = method.masks
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         self.hold(self.fixed, optimizer)
 
     def state_dict(self) -> dict[str, object]:

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose, zeros_of
 from espalier.optim import CUBIC, AbstractSchedule
 from espalier.scores import AbstractScore, Magnitude
@@ -82,7 +82,7 @@ class _Ramp(MaskRule):
         self.at = changes(plan, method.begin, method.end, method.updates)
         self.start = 0.0
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self.start = zeros_of(self) / self.entries
         if self.plan.steps == 0:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose
 from espalier.scores import Magnitude
 
@@ -79,7 +79,7 @@ class _Rounds(MaskRule):
         self.first = round(method.to * self.whole)
         self.early: dict[str, Tensor] = {}
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self.keep(0)
         if self.plan.steps == 0 or not self.count:

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier._types import Tensors
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.settling import Settling, check_fraction
 from espalier.threshold import top_counts, top_mask
 
@@ -88,9 +88,9 @@ class _Drawn(Settling):
         growth = (self.method.last / self.method.first) ** (index / max(1, rounds - 1))
         return float(self.unit * self.method.first * growth)
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         self.project(self.strength)
-        super().begin(optimizer, batches)
+        super().begin(optimizer)
 
     def weights(self) -> dict[str, Tensor] | None:
         return None

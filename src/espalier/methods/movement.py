@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.gradual import changes, check_ramp
 from espalier.methods.masked import MaskRule, choose, zeros_of
 from espalier.optim import CUBIC, AbstractSchedule
@@ -74,7 +74,7 @@ class _Moving(MaskRule):
         self.gates = {name: torch.ones_like(p, dtype=torch.bool) for name, p in self.parameters.items()}
         self._seen: dict[str, Tensor] = {}
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         self.start = zeros_of(self) / self.entries
 

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
-from espalier.methods._base import AbstractMethod, Batches, Plan
+from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose
 from espalier.scores import AbstractScore, Magnitude
 
@@ -55,9 +55,8 @@ class _Once(MaskRule):
         super().__init__(model, plan)
         self.method, self.target = method, plan.target
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         score, allocation, rounds = self.method.score, self.method.allocation, self.method.rounds
-        self.batches = batches
         for k in range(1, rounds):
             sparsity = 1 - (1 - self.target) ** (k / rounds)
             choose(score, allocation, self.evidence(score), sparsity).apply_(self.model)

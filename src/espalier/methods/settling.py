@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier._types import Tensors
 from espalier.masks import Masks
-from espalier.methods._base import Batches, Plan
+from espalier.methods._base import Plan
 from espalier.methods.masked import MaskRule, without_zeros
 from espalier.optim import CUBIC, AbstractSchedule
 from espalier.threshold import kth_largest, top_counts
@@ -79,7 +79,7 @@ class Settling(MaskRule):
         """What is seen, without noise."""
         return None if self.settled else self.seen()
 
-    def begin(self, optimizer: Optimizer, batches: Batches) -> None:
+    def begin(self, optimizer: Optimizer) -> None:
         """Settle at once in a run without steps."""
         self._optimizer = optimizer
         if self.plan.steps == 0:

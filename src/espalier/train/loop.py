@@ -202,7 +202,7 @@ class _Run:
 
     def go(self, on_epoch: OnEpoch | None, progress: Progress | None) -> History:
         if not self.restore():
-            self.rule.begin(self.optimizer, self.examples)
+            self.rule.begin(self.optimizer)
             if not self.training.epochs:
                 self.rule.finish()
             self.finish(0, None, 0.0, on_epoch)
