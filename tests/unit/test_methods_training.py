@@ -15,9 +15,11 @@ from espalier.methods.drop_and_grow import drop_and_grow
 from espalier.methods.hard_concrete import BETA, CLOSED, stretched
 from espalier.methods.learned_thresholds import decay
 from espalier.methods.masked import without_zeros
+from espalier.methods.ramp import sparsity_at
 from espalier.methods.straight_through import lost_scale
 from espalier.methods.variational import divergence
 from espalier.models import DigitsCNN
+from espalier.optim import CUBIC
 from espalier.train import Training, fit
 from tests.reference import training_methods as reference
 
@@ -42,6 +44,16 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 def flat(tensor: Tensor) -> list[float]:
     return tensor.detach().flatten().tolist()
+
+
+# --- the ramp
+
+
+def test_a_ramp_rises_from_where_the_network_is():
+    assert sparsity_at(0.0, 0.2, 0.7, CUBIC) == 0.2
+    assert sparsity_at(0.5, 0.2, 0.7, CUBIC) == pytest.approx(0.2 + 0.5 * 0.875)
+    assert sparsity_at(1.0, 0.2, 0.7, CUBIC) == 0.7
+    assert [sparsity_at(p, 0.9, 0.7, CUBIC) for p in (0.0, 0.5, 1.0)] == [0.9, 0.9, 0.7]
 
 
 # --- STR

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
+from espalier._types import Counts
+from espalier.allocate import AbstractAllocation
 from espalier.masks import Masks, named_parameters
 from espalier.pruning import kept_entries
 from espalier.scores import Evidence, Magnitude, ranked
@@ -89,10 +91,24 @@ class AbstractMethod(ABC):
         self.rule(model, plan)
         allocation = getattr(self, "allocation", None)
         if allocation is not None and plan.sparsity is not None:
-            parameters = named_parameters(model)
-            weights = {name: parameters[name].detach() for name in plan.names}
-            entries = sum(weight.numel() for weight in weights.values())
-            allocation.counts(ranked(Magnitude(), Evidence(weights)), kept_entries(entries, plan.sparsity))
+            counts_by_magnitude(model, plan, allocation)
+
+
+def counts_by_magnitude(model: nn.Module, plan: Plan, allocation: AbstractAllocation) -> Counts:
+    """Entries of each tensor that an allocation keeps by the magnitudes of now, as many in all as the plan asks for.
+
+    Args:
+        model: the network.
+        plan: says which parameters, and how far.
+        allocation: how the budget is spread over the tensors.
+
+    Raises:
+        EspalierError: no sparsity, or the allocation has a floor above it.
+    """
+    parameters = named_parameters(model)
+    weights = {name: parameters[name].detach() for name in plan.names}
+    entries = sum(weight.numel() for weight in weights.values())
+    return allocation.counts(ranked(Magnitude(), Evidence(weights)), kept_entries(entries, plan.target))
 
 
 class Rule:

@@ -14,7 +14,7 @@ from espalier.data import seeded
 from espalier.masks import Masks
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose, without_zeros
-from espalier.methods.settling import check_fraction
+from espalier.methods.ramp import check_fraction
 from espalier.scores import AbstractScore, Magnitude
 from espalier.threshold import top_mask
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose, zeros_of
+from espalier.methods.ramp import changes, check_ramp, sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
 from espalier.scores import AbstractScore, Magnitude
 
@@ -58,23 +58,6 @@ class Gradual(AbstractMethod):
         return _Ramp(self, model, plan)
 
 
-def check_ramp(begin: float, end: float, updates: int) -> None:
-    """Refuses a ramp that is none."""
-    if not 0 <= begin < end <= 1:
-        raise EspalierError(
-            f"a ramp begins and ends at fractions of the run with 0 <= begin < end <= 1, got {begin:g} and {end:g}"
-        )
-    if updates < 1:
-        raise EspalierError(f"`updates` counts changes of the mask, at least 1, got {updates}")
-
-
-def changes(plan: Plan, begin: float, end: float, updates: int) -> dict[int, float]:
-    """The steps after which a mask changes, evenly spread, and how far on the ramp each is; the last one is at 1."""
-    first, last = round(begin * plan.steps), plan.at(end)
-    count = min(updates, max(1, last - first))
-    return {last - round(i * (last - first) / count): (count - i) / count for i in range(count)}
-
-
 class _Ramp(MaskRule):
     def __init__(self, method: Gradual, model: nn.Module, plan: Plan) -> None:
         super().__init__(model, plan)
@@ -95,8 +78,7 @@ class _Ramp(MaskRule):
     def update(self, progress: float) -> None:
         """Prune to the sparsity of the schedule."""
         method = self.method
-        rise = max(0.0, self.target - self.start) * method.schedule.fraction(progress)
-        sparsity = self.target if progress == 1 else self.start + rise
+        sparsity = sparsity_at(progress, self.start, self.target, method.schedule)
         self.hold(choose(method.score, method.allocation, self.evidence(method.score), sparsity))
 
     def state_dict(self) -> dict[str, object]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.noisy import Noisy, check_travel
-from espalier.methods.settling import check_fraction
+from espalier.methods.ramp import check_fraction
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 """Temperature and stretched interval of the hard-concrete distribution, as in the paper."""

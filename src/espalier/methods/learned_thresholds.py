@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier._types import LazyTensors, Tensors
 from espalier.methods._base import AbstractMethod, Plan
-from espalier.methods.settling import Settling, check_fraction
+from espalier.methods.ramp import check_fraction
+from espalier.methods.settling import Settling
 from espalier.optim import soft_threshold
 from espalier.pruning import kept_entries
 from espalier.threshold import kth_largest

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier._types import Tensors
 from espalier.methods._base import AbstractMethod, Plan
-from espalier.methods.settling import Settling, check_fraction
+from espalier.methods.ramp import check_fraction
+from espalier.methods.settling import Settling
 from espalier.threshold import top_counts, top_mask
 
 

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
 from espalier.methods._base import AbstractMethod, Plan
-from espalier.methods.gradual import changes, check_ramp
 from espalier.methods.masked import MaskRule, choose, zeros_of
+from espalier.methods.ramp import changes, check_ramp, sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
 from espalier.scores import Evidence, Movement
 
@@ -101,8 +101,7 @@ class _Moving(MaskRule):
         if step not in self.at:
             return
         progress, method = self.at[step], self.method
-        rise = max(0.0, self.target - self.start) * method.schedule.fraction(progress)
-        sparsity = self.target if progress == 1 else self.start + rise
+        sparsity = sparsity_at(progress, self.start, self.target, method.schedule)
         evidence = Evidence(self.evidence().weights, movement=self.moved)
         masks = choose(Movement(), method.allocation, evidence, sparsity)
         if progress == 1:

@@ -13,19 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier._errors import EspalierError
 from espalier._types import Tensors
 from espalier.masks import Masks
 from espalier.methods._base import Plan
 from espalier.methods.masked import MaskRule, without_zeros
+from espalier.methods.ramp import sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
 from espalier.threshold import kth_largest, top_counts
-
-
-def check_fraction(name: str, value: float) -> None:
-    """Refuse what is no fraction of a run in (0, 1]."""
-    if not 0 < value <= 1:
-        raise EspalierError(f"`{name}` is a fraction of the run in (0, 1], got {value:g}")
 
 
 class Settling(MaskRule):
@@ -115,7 +109,7 @@ class Settling(MaskRule):
         """Sparsity that a ramp between two steps, by default 0 and `settle`, asks for now or some steps ahead."""
         last = self.settle if last is None else last
         progress = (self.done + ahead - first) / max(1, last - first)
-        return self.plan.target * schedule.fraction(progress)
+        return sparsity_at(progress, 0.0, self.plan.target, schedule)
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, the latents, and where the run is."""

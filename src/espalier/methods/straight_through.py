@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier._types import LazyTensors, Tensors
 from espalier.methods._base import AbstractMethod, Plan
-from espalier.methods.gradual import check_ramp
+from espalier.methods.ramp import check_ramp
 from espalier.methods.settling import Settling
 from espalier.optim import CUBIC, AbstractSchedule, soft_threshold
 from espalier.pruning import kept_entries

@@ -6,13 +6,11 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation
 from espalier.masks import Masks, named_parameters
-from espalier.methods._base import AbstractMethod, Plan, Rule
+from espalier.methods._base import AbstractMethod, Plan, Rule, counts_by_magnitude
+from espalier.methods.ramp import check_fraction, check_ramp
 from espalier.optim import CUBIC, AbstractPathLaw, AbstractSchedule, DualAveraging, Law, TargetSparsity
-from espalier.pruning import kept_entries
-from espalier.scores import Evidence, Magnitude, ranked
 
 Decay = Literal["coupled", "decoupled", "prox"]
 
@@ -44,11 +42,7 @@ class TargetGRDA(AbstractMethod):
     min_kept: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end <= 1:
-            raise EspalierError(
-                f"a ramp begins and ends at fractions of the run with 0 <= begin < end <= 1, got {self.begin:g} and "
-                f"{self.end:g}"
-            )
+        check_ramp(self.begin, self.end)
 
     def rule(self, model: nn.Module, plan: Plan) -> Rule:
         """A rule with an optimizer of its own."""
@@ -57,11 +51,7 @@ class TargetGRDA(AbstractMethod):
     def _law(self, model: nn.Module, plan: Plan) -> TargetSparsity:
         kept = None
         if self.allocation is not None:
-            parameters = named_parameters(model)
-            weights = {name: parameters[name].detach() for name in plan.names}
-            entries = sum(weight.numel() for weight in weights.values())
-            scores = ranked(Magnitude(), Evidence(weights))
-            kept = self.allocation.counts(scores, kept_entries(entries, plan.target))
+            kept = counts_by_magnitude(model, plan, self.allocation)
         warmup = round(self.begin * plan.steps)
         return TargetSparsity(
             plan.target, max(warmup + 1, plan.at(self.end)), self.schedule, warmup, kept=kept
@@ -98,8 +88,7 @@ class Threshold(AbstractMethod):
     freeze_below: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.settle <= 1:
-            raise EspalierError(f"`settle` is a fraction of the run in (0, 1], got {self.settle:g}")
+        check_fraction("settle", self.settle)
 
     def rule(self, model: nn.Module, plan: Plan) -> Rule:
         """A rule with an optimizer of its own."""

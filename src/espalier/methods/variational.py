@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.noisy import Noisy, check_travel
-from espalier.methods.settling import check_fraction
+from espalier.methods.ramp import check_fraction
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 """Of the approximation of the divergence, equation 14 of the paper."""
