@@ -2,10 +2,11 @@
 
 from results import figures
 from results.pages import resnet_cifar
+from results.pages._shared import HERE
 
 
 def test_the_page_says_what_the_files_say() -> None:
-    assert (figures.HERE / "README.md").read_text() == figures.write_up(), "run `make figures`"
+    assert (HERE / "README.md").read_text() == figures.write_up(), "run `make figures`"
 
 
 def test_the_table_of_the_readme_says_what_the_files_say() -> None:
