@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from espalier._errors import EspalierError
 from espalier._forward import collect_logits
-from espalier._types import Counts, Tensors
+from espalier._types import Tensors
 from espalier.data import AbstractSplit
 from espalier.evaluation import Interval, wilson
 
@@ -128,8 +128,3 @@ def cosine_bound(parent: Tensors, masks: Mapping[str, Tensor]) -> float:
         kept += (squares * mask.to(squares.device)).sum().item()
         total += squares.sum().item()
     return math.sqrt(kept / total) if total else 0.0
-
-
-def nonzeros(weights: Tensors, names: Iterable[str]) -> Counts:
-    """Entries of the named tensors that are not zero, counted."""
-    return {name: int((weights[name] != 0).sum()) for name in names}

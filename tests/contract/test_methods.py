@@ -129,6 +129,8 @@ def zeros(model: nn.Module) -> int:
 def test_exactly_the_zeros_asked_for(method: AbstractMethod, data: Dataset):
     model, history = run(method, data)
     assert zeros(model) == history.last.zeros == round(SPARSITY * ENTRIES)
+    kept = {name: int((model.get_parameter(name) != 0).sum()) for name in NAMES}
+    assert history.last.kept == kept and history.last.sparsity == history.last.zeros / ENTRIES
     assert history.last.train_loss is not None and torch.isfinite(torch.tensor(history.last.train_loss))
 
 

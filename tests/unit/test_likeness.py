@@ -11,7 +11,6 @@ from espalier.likeness import (
     compare_logits,
     cosine_bound,
     jensen_shannon,
-    nonzeros,
     similarity,
     weight_cosine,
 )
@@ -83,8 +82,3 @@ def test_weight_cosine_whatever_the_memory_layout():
     assert weight_cosine({"w": w.to(memory_format=torch.channels_last)}, {"w": w}, ["w"]) == pytest.approx(
         1.0
     )
-
-
-def test_what_is_kept_is_counted():
-    weights = {"a": torch.tensor([0.0, -0.0, 1.0]), "b": torch.zeros(2), "c": torch.ones(2)}
-    assert nonzeros(weights, ["a", "b"]) == {"a": 1, "b": 0}

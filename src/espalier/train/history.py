@@ -10,6 +10,7 @@ from espalier._errors import EspalierError
 from espalier._types import Counts
 from espalier.evaluation import Evaluation, Interval
 from espalier.likeness import Similarity
+from espalier.masks import Masks
 from espalier.train.training import Training
 
 
@@ -97,8 +98,7 @@ def measured(
     epoch: int,
     train_loss: float | None,
     evaluation: Evaluation | None,
-    kept: Counts,
-    entries: int,
+    kept: Masks,
     cosine: float | None,
     bound: float | None,
     similarity: Similarity | None,
@@ -108,16 +108,15 @@ def measured(
 ) -> Epoch:
     """Put what was measured after an epoch into one record."""
     e, s = evaluation, similarity
-    zeros = entries - sum(kept.values())
     return Epoch(
         epoch=epoch,
         train_loss=train_loss,
         accuracy=e.accuracy if e else None,
         accuracy_interval=e.interval if e else None,
         loss=e.loss if e else None,
-        sparsity=zeros / entries if entries else 0.0,
-        zeros=zeros,
-        kept=kept,
+        sparsity=kept.sparsity,
+        zeros=kept.entries - kept.kept,
+        kept=kept.counts,
         cosine=cosine,
         cosine_bound=bound,
         agreement=s.agreement if s else None,

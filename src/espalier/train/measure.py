@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from espalier._forward import collect_logits
-from espalier._types import Tensors
 from espalier.data import AbstractSplit
 from espalier.evaluation import score
-from espalier.likeness import compare_logits, cosine_bound, nonzeros, weight_cosine
+from espalier.likeness import compare_logits, cosine_bound, weight_cosine
 from espalier.masks import Masks
 from espalier.train.history import Epoch, Turnover, measured
 
@@ -44,13 +42,14 @@ class Gauge:
         self._bounded = masks is not None and set(self.names) == set(masks)
         if self.parent_weights is not None and masks is not None:
             self.bound = cosine_bound(self.parent_weights, masks)
-        self._kept: dict[str, Tensor] = {}
+        self._kept: Masks | None = None
 
-    def look(self) -> Turnover | None:
-        """What changed of the zeros since the last look; None at the first."""
+    def look(self) -> tuple[Masks, Turnover | None]:
+        """What is not zero now, and what changed of it since the last look; None at the first."""
         weights = dict(self.model.named_parameters())
-        before, self._kept = self._kept, {name: weights[name].detach() != 0 for name in self.names}
-        return turnover(before, self._kept) if before else None
+        before, now = self._kept, Masks.from_zeros({name: weights[name] for name in self.names})
+        self._kept = now
+        return now, turnover(before, now) if before else None
 
     def measure(self, epoch: int, train_loss: float | None, lr: float, seconds: float) -> Epoch:
         """Evaluate on the held-out split and count; every process does the same."""
@@ -66,32 +65,28 @@ class Gauge:
             cosine = weight_cosine(weights, self.parent_weights, self.names)
         if self.bound is not None and cosine is not None and self._bounded:
             assert cosine <= self.bound + _COSINE_SLACK, (cosine, self.bound)
+        kept, moved = self.look()
         return measured(
             epoch=epoch,
             train_loss=train_loss,
             evaluation=evaluation,
-            kept=nonzeros(weights, self.names),
-            entries=sum(weights[name].numel() for name in self.names),
+            kept=kept,
             cosine=cosine,
             bound=self.bound,
             similarity=similarity,
-            turnover=self.look(),
+            turnover=moved,
             lr=lr,
             seconds=seconds,
         )
 
 
-def turnover(before: Tensors, after: Tensors) -> Turnover:
-    """Compare two sets of kept entries, given as bool tensors of the same names and shapes."""
-    counts = torch.zeros(3, dtype=torch.int64)
-    for name, now in after.items():
-        was = before[name]
-        counts += torch.stack([(was & ~now).sum(), (now & ~was).sum(), (was | now).sum()]).cpu()
-    pruned, regrown, union = counts.tolist()
-    entries = sum(mask.numel() for mask in after.values())
+def turnover(before: Masks, after: Masks) -> Turnover:
+    """What changed from one set of kept entries to another of the same parameters."""
+    both = (before & after).kept
+    pruned, regrown = before.kept - both, after.kept - both
     return Turnover(
         pruned=pruned,
         regrown=regrown,
-        churn=(pruned + regrown) / entries if entries else 0.0,
-        overlap=(union - pruned - regrown) / union if union else 1.0,
+        churn=(pruned + regrown) / after.entries if after.entries else 0.0,
+        overlap=before.overlap(after),
     )
