@@ -3,7 +3,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import espalier
 from espalier import EspalierError
+from espalier.allocate import Uniform
 from espalier.runtime import (
     KERNELS,
     AbstractKernel,
@@ -23,6 +24,7 @@ from espalier.runtime import (
     accelerate,
     plan_of,
 )
+from espalier.runtime.arrangement import Family, Way
 from espalier.runtime.layers import Siblings, sparse_version, supported
 from espalier.runtime.semi_structured import obstacle
 
@@ -196,6 +198,44 @@ def test_siblings_of_a_plan() -> None:
     assert len({id(layer.siblings) for layer in layers if isinstance(layer, SparseLinear)}) == 1
     assert torch.allclose(fast(x)["y"], model(x)["y"], atol=1e-5)
     assert torch.allclose(copy.deepcopy(fast)(x)["y"], model(x)["y"], atol=1e-5)
+
+
+def test_layers_that_are_alike_are_timed_once() -> None:
+    class Counting(Bag):
+        packed: ClassVar[list[tuple[int, ...]]] = []
+
+        def pack(self, weight: Tensor) -> Any:
+            self.packed.append(tuple(weight.shape))
+            return super().pack(weight)
+
+    layers = [nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32, bias=False), nn.Linear(32, 32)]
+    model = nn.Sequential(*layers).eval()
+    espalier.prune(model, 0.9, include=["0.weight", "1.weight", "2.weight"], allocation=Uniform())
+    espalier.prune(model, 0.95, include=["3.weight"])
+    plan = plan_of(accelerate(model, torch.randn(16, 32), kernels=(Counting(),), seconds=0.0))
+    first, second, without_bias, sparser = plan.layers
+    assert second.reason == f"{first.reason}, as 0" and second.timings == first.timings
+    assert "as 0" not in without_bias.reason + sparser.reason
+    used = [layer for layer in plan.layers if layer.choice is not None]
+    assert len(Counting.packed) == 3 + len(used)  # three were timed; then each that is used is packed
+
+
+def test_larger_tiles_and_other_layouts_are_tried_on_the_whole_network() -> None:
+    model = pruned(Attention())
+    layers = {
+        name: sparse_version(module, Bag(), Choice("bag", 64)) for name, module in model.named_children()
+    }
+    family = Family([("query", "key", "value")], layers)  # type: ignore[arg-type]
+    assert family.ways()[0] == Way() and len(set(family.ways())) == 8
+    family.set(Way("columns", shared=True, whole=True))
+    query, key, out = (layers[name] for name in ("query", "key", "out"))
+    assert isinstance(query, SparseLinear) and isinstance(key, SparseLinear)
+    assert query.choice == key.choice == Choice("bag", 512, "columns", "query")
+    assert query.siblings is key.siblings is not None
+    assert query.siblings.choice == query.choice
+    family.set(Way())
+    assert query.choice == out.choice == Choice("bag", 64) and query.siblings is None
+    assert len(Family([("out",)], {"out": out}).ways()) == 4  # type: ignore[dict-item]
 
 
 class Slow(Bag):

@@ -52,6 +52,14 @@ def test_the_budget_ends_rounds_and_losers_are_dropped() -> None:
     assert len(found["b"].samples) == 2 and len(found["a"].samples) == len(found["c"].samples) == 3
 
 
+def test_what_is_hopeless_is_dropped_after_the_first_round_and_what_is_warm_is_not_warmed() -> None:
+    clock = FakeClock()
+    functions = {"a": clock.taking(1.0), "b": clock.taking(2.0), "c": clock.taking(3.0)}
+    found = interleave(functions, rounds=5, least=3, keep=1.5, warm=True, clock=clock)
+    assert [len(found[name].samples) for name in "abc"] == [5, 3, 1]
+    assert clock.now == 5 * 1.0 + 3 * 2.0 + 1 * 3.0
+
+
 def test_resolution_is_the_smallest_step_seen() -> None:
     clock = FakeClock(step=0.25)
 

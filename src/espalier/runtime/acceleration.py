@@ -1,11 +1,9 @@
 """`accelerate`: sparse kernels where they were measured to be faster, the dense layer everywhere else."""
 
 import copy
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,18 +11,11 @@ from torch import Tensor, nn
 
 from espalier._errors import EspalierError
 from espalier._forward import device_of
+from espalier.runtime.arrangement import TILES, arrange, join
 from espalier.runtime.clock import doubts, interleave, steady
 from espalier.runtime.kernels import KERNELS, AbstractKernel
-from espalier.runtime.layers import (
-    Choice,
-    Layout,
-    Siblings,
-    SparseLinear,
-    sparse_version,
-    supported,
-    tile_of,
-)
-from espalier.runtime.plan import LayerPlan, Machine, Plan, difference
+from espalier.runtime.layers import Choice, sparse_version, supported, tile_of
+from espalier.runtime.plan import LayerPlan, Machine, Plan, alike, difference
 from espalier.runtime.tracing import (
     Call,
     Example,
@@ -45,10 +36,6 @@ TOLERANCE = 1e-4
 """Largest difference of outputs, over the largest output, that sums in another order may make."""
 WORTH_TRYING = 0.7
 """Density above which no sparse kernel has a chance, so that none is timed."""
-_Way = tuple[Layout, bool]
-_LAYOUTS: tuple[Layout, ...] = ("rows", "columns")
-TILES = (64, 128, 256, 512)
-
 Progress = Callable[[str, int, int], object]
 
 
@@ -66,9 +53,10 @@ def accelerate(
 
     Each Linear and Conv2d that runs on the example is timed, dense and sparse in turn, on inputs of the very
     shape and strides it meets, with the number of threads torch is set to; it is replaced only where a sparse
-    kernel wins. Then whole networks are timed in turn, and if the accelerated one takes over 3 % longer than
-    the dense one, the dense one is what is returned. Outputs are compared on the example. Modules are replaced
-    by name, so attention and everything else stay the code they were; their layers keep parameters and names.
+    kernel wins. Layers of one shape that meet one input and have about as many zeros are timed once. Then
+    whole networks are timed in turn, and if the accelerated one takes over 3 % longer than the dense one, the
+    dense one is what is returned. Outputs are compared on the example. Modules are replaced by name, so
+    attention and everything else stay the code they were; their layers keep parameters and names.
 
     The copy is in eval mode and its parameters ask for no gradient. Put in training mode, given an input that
     asks for a gradient, another dtype or device, or written weights, its layers compute densely as before.
@@ -91,7 +79,7 @@ def accelerate(
         stale: what to do with a plan for another machine, torch, number of threads, input or network: refuse
             it, or measure anew and say so in the notes of the new plan.
         kernels: what is tried, and what the names in a plan mean.
-        seconds: time to spend per layer and on each comparison of whole networks, about.
+        seconds: time to spend per kind of layer and on each comparison of whole networks, about.
         progress: called with what is being done, and how many of how many layers are done.
 
     Returns:
@@ -120,12 +108,20 @@ def accelerate(
     table = {kernel.name: kernel for kernel in kernels}
     if plan is not None:
         return _finish(_apply(network, plan, table), plan)
-    measured = []
+    measured: list[LayerPlan] = []
+    kinds: dict[object, list[LayerPlan]] = {}
     for i, layer in enumerate(layers):
         if progress is not None:
             progress(layer.name, i, len(layers))
-        calls = traced.calls[layer.name]
-        measured.append(_measure(layer, network.get_submodule(layer.name), calls, kernels, seconds))
+        module, calls = network.get_submodule(layer.name), traced.calls[layer.name]
+        kind = kinds.setdefault((type(module), module.extra_repr(), frozenset(calls.items())), [])
+        if not layer.reason and (twin := next((x for x in kind if alike(x, layer)), None)):
+            reason = f"{twin.reason}, as {twin.name}"
+            measured.append(replace(layer, timings=twin.timings, choice=twin.choice, reason=reason))
+            continue
+        measured.append(_measure(layer, module, calls, kernels, seconds))
+        if measured[-1].timings:
+            kind.append(measured[-1])
     plan = Plan(machine, inputs, tuple(measured), notes=notes)
     if progress is not None:
         progress("the whole network", len(layers), len(layers))
@@ -199,6 +195,7 @@ def _measure(
             least=3,
             keep=1.3,
             always=frozenset({"dense"}),
+            warm=True,
             clock=steady(torch.get_num_threads()),
         )
     shortest = {way: timing.minimum for way, timing in timings.items()}
@@ -251,22 +248,8 @@ def _apply(network: nn.Module, plan: Plan, table: Mapping[str, AbstractKernel]) 
         if not layer.name:
             return new
         network.set_submodule(layer.name, new)
-    _join(network, plan)
+    join(network, plan)
     return network
-
-
-def _join(network: nn.Module, plan: Plan) -> None:
-    """Make siblings of the layers that the plan computes together."""
-    groups: dict[str, list[SparseLinear]] = {}
-    for layer in plan.sparse:
-        if layer.choice is not None and layer.choice.shared:
-            module = network.get_submodule(layer.name)
-            assert isinstance(module, SparseLinear)
-            groups.setdefault(layer.choice.shared, []).append(module)
-    for group in groups.values():
-        siblings = Siblings(group)
-        for member, module in enumerate(group):
-            module.siblings, module.member = siblings, member
 
 
 def _whole(
@@ -284,7 +267,7 @@ def _whole(
         return _finish(network, plan)
     network = _apply(network, plan, table)
     with inference(model, network):
-        plan = _arrange(network, example, plan, traced.together, seconds)
+        plan = arrange(network, example, plan, traced.together, seconds)
         gap = disagreement(tensors_of(call(network, example)), traced.outputs)
         timings = interleave(
             {"dense": lambda: call(model, example), "ours": lambda: call(network, example)},
@@ -305,92 +288,3 @@ def _whole(
     else:
         return _finish(network, replace(plan, notes=tuple(notes)))
     return _finish(dense, replace(plan, notes=tuple(notes), fell_back=True))
-
-
-def _arrange(
-    network: nn.Module, example: Example, plan: Plan, together: Sequence[tuple[str, ...]], seconds: float
-) -> Plan:
-    """Try feature-major results, and one product for layers with one input, family by family; keep what helps.
-
-    A family is what has the same name but for its numbers: the queries, keys and values of all blocks.
-    """
-    linears = {x.name: m for x in plan.sparse if isinstance(m := network.get_submodule(x.name), SparseLinear)}
-    units = [group for group in together if _can_share([linears.get(name) for name in group])]
-    inside = {name for group in units for name in group}
-    units += [(name,) for name in linears if name not in inside]
-    families: dict[str, list[tuple[str, ...]]] = {}
-    for unit in units:
-        families.setdefault(re.sub(r"\d+", "#", unit[0]), []).append(unit)
-    for family in families.values():
-        groups = [[linears[name] for name in unit] for unit in family]
-        leaders = [unit[0] for unit in family]
-        shared = [Siblings(group) if len(group) > 1 else None for group in groups]
-        ways: dict[_Way, Callable[[], object]] = {
-            (layout, share): partial(
-                _try, network, example, groups, leaders, shared if share else None, layout
-            )
-            for share in ((False, True) if len(family[0]) > 1 else (False,))
-            for layout in _LAYOUTS
-        }
-        best = _best(ways, seconds)
-        _set(groups, leaders, shared if best[1] else None, best[0])
-    return plan.with_choices({name: layer.choice for name, layer in linears.items()})
-
-
-def _best(ways: Mapping[_Way, Callable[[], object]], seconds: float) -> _Way:
-    """The fastest arrangement that runs; the plain one unless another is faster by more than the noise."""
-    plain: _Way = ("rows", False)
-    working = {}
-    for way, run in ways.items():
-        try:
-            run()
-        except RuntimeError:  # a model that asks for strides: `view` after the layer
-            continue
-        working[way] = run
-    names = {f"{layout} {share}": (layout, share) for layout, share in working}
-    timings = interleave(
-        {name: working[way] for name, way in names.items()},
-        rounds=20,
-        budget=seconds,
-        least=3,
-        clock=steady(torch.get_num_threads()),
-    )
-    best = min(names, key=lambda name: timings[name].minimum)
-    return names[best] if timings[best].minimum < 0.995 * timings["rows False"].minimum else plain
-
-
-def _try(
-    network: nn.Module,
-    example: Example,
-    groups: Sequence[Sequence[SparseLinear]],
-    leaders: Sequence[str],
-    shared: Sequence[Siblings | None] | None,
-    layout: Layout,
-) -> Any:
-    _set(groups, leaders, shared, layout)
-    return call(network, example)
-
-
-def _set(
-    groups: Sequence[Sequence[SparseLinear]],
-    leaders: Sequence[str],
-    shared: Sequence[Siblings | None] | None,
-    layout: Layout,
-) -> None:
-    """Arrange the layers of a family: their layout, and whether those of a group are computed together."""
-    for i, group in enumerate(groups):
-        siblings = None if shared is None else shared[i]
-        for member, layer in enumerate(group):
-            layer.choice = replace(layer.choice, layout=layout, shared="" if siblings is None else leaders[i])
-            layer.siblings, layer.member = siblings, member
-        if siblings is not None:
-            siblings.choice = replace(group[0].choice)
-
-
-def _can_share(layers: Sequence[SparseLinear | None]) -> bool:
-    """All sparse, and alike in what one product needs."""
-    found = [layer for layer in layers if layer is not None]
-    if len(found) < len(layers):
-        return False
-    alike = {(layer.in_features, layer.bias is None, layer.choice.kernel) for layer in found}
-    return len(alike) == 1

@@ -61,29 +61,33 @@ def interleave(
     least: int = 2,
     keep: float = float("inf"),
     always: frozenset[str] = frozenset(),
+    warm: bool = False,
     clock: Clock = time.perf_counter,
     progress: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Time functions in turn (a b c, a b c, ...), so that a machine that drifts is unfair to nobody.
 
-    Each is called once before, uncounted; what takes less than 10 ms also before each sample, since it would
-    otherwise pay for the caches that its neighbor in the round left behind.
+    Each is called once before, uncounted, unless all are `warm`; what takes less than 10 ms also before each
+    sample, since it would otherwise pay for the caches that its neighbor in the round left behind.
 
     Args:
         functions: name -> what to time.
         rounds: samples of each, at most.
         budget: seconds after which no new round begins, once there are `least`.
         least: rounds there are in any case.
-        keep: after `least` rounds, what takes more than `keep` times the shortest minimum is measured no further.
+        keep: after `least` rounds, what takes more than `keep` times the shortest minimum is measured no further;
+            before, what takes more than the square of that.
         always: names that are never dropped.
+        warm: whether each has been called already.
         clock: seconds, from any origin.
         progress: called after each round.
 
     Returns:
         Name -> timing, in the order given; what was dropped has fewer samples.
     """
-    for function in functions.values():
-        function()
+    if not warm:
+        for function in functions.values():
+            function()
     samples: dict[str, list[float]] = {name: [] for name in functions}
     alive = dict(functions)
     start = clock()
@@ -96,9 +100,8 @@ def interleave(
             before = clock()
             function()
             samples[name].append(clock() - before)
-        best = min(min(samples[name]) for name in alive)
-        if done + 1 >= least:
-            alive = {n: f for n, f in alive.items() if n in always or not min(samples[n]) > keep * best}
+        limit = min(min(samples[name]) for name in alive) * (keep if done + 1 >= least else keep * keep)
+        alive = {n: f for n, f in alive.items() if n in always or not min(samples[n]) > limit}
         if progress is not None:
             progress()
     return {name: Timing(tuple(found)) for name, found in samples.items()}

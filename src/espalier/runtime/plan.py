@@ -215,9 +215,14 @@ def difference(
         if own.shape != other.shape or own.calls != other.calls:
             own_shape, their_shape = list(own.shape), list(other.shape)
             return f"it is for another network: {name!r} has weight {own_shape}, not {their_shape}, or other inputs"
-        if abs(own.nonzeros - other.nonzeros) > max(own.nonzeros, other.nonzeros) / 10:
+        if not alike(own, other):
             return f"it is for other weights: {name!r} has {own.nonzeros:,} nonzeros, not {other.nonzeros:,}"
     return ""
+
+
+def alike(a: LayerPlan, b: LayerPlan) -> bool:
+    """Whether two layers of one shape have as many nonzeros, within a tenth."""
+    return abs(a.nonzeros - b.nonzeros) <= max(a.nonzeros, b.nonzeros) / 10
 
 
 def _shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
