@@ -231,7 +231,7 @@ def test_larger_tiles_and_other_layouts_are_tried_on_the_whole_network() -> None
     query, key, out = (layers[name] for name in ("query", "key", "out"))
     assert isinstance(query, SparseLinear) and isinstance(key, SparseLinear)
     assert query.choice == key.choice == Choice("bag", 512, "columns", "query")
-    assert query.siblings is key.siblings is not None
+    assert query.siblings is not None and query.siblings is key.siblings
     assert query.siblings.choice == query.choice
     family.set(Way())
     assert query.choice == out.choice == Choice("bag", 64) and query.siblings is None
