@@ -1,0 +1,297 @@
+"""Do SGD and gRDA share a valley? In words and tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from results.landscape.networks import CONTROL, RUNS
+from results.pages._shared import Table, markdown, percent
+
+STABLE = 0.02
+"""Barrier of the error below which Frankle et al. (2020) call two networks linearly connected."""
+ENDS = [name for name in RUNS if name != "SGD"]
+
+
+def points(value: float) -> str:
+    """A difference of accuracies in points."""
+    return f"{100 * value:.2f}"
+
+
+def said(names: list[str]) -> str:
+    """Names as a list in a sentence."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def above(way: Mapping[str, Any], split: str) -> float:
+    """How far the error on the way rises above its worse end."""
+    errors = [1 - point[split]["accuracy"] for point in way["points"]]
+    return float(max(errors) - max(errors[0], errors[-1]))
+
+
+def run_rows(runs: Mapping[str, Any]) -> Table:
+    rows = [["network", "zeros %", "test accuracy % (95 % interval)", "test loss", "distance from the start"]]
+    for name in ("start", *RUNS):
+        if (run := runs.get(name)) is None:
+            rows.append([name, "not run", "", "", ""])
+            continue
+        low, high = run["interval"]
+        rows.append(
+            [
+                name,
+                percent(run["sparsity"], 1),
+                f"{percent(run['accuracy'])} ({percent(low, 1)} to {percent(high, 1)})",
+                f"{run['loss']:.3f}",
+                f"{run['distance_from_start']:.2f}",
+            ]
+        )
+    return rows
+
+
+def way_rows(ways: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            "from SGD to",
+            "way",
+            "barrier: train loss",
+            "train error",
+            "test loss",
+            "test error",
+            "test error above the worse end",
+            "length / distance",
+        ]
+    ]
+    for end in ENDS:
+        for kind, word in (("line", "straight"), ("bezier", "trained curve")):
+            way = ways.get(f"{kind}, {end}")
+            if way is None:
+                rows.append([end, word, "not run", "", "", "", "", ""])
+                continue
+            barrier = way["barrier"]
+            rows.append(
+                [
+                    end,
+                    word,
+                    f"{barrier['train']['loss']['height']:.3f}",
+                    points(barrier["train"]["error"]["height"]),
+                    f"{barrier['test']['loss']['height']:.3f}",
+                    points(barrier["test"]["error"]["height"]),
+                    points(above(way, "test")),
+                    f"{way['arc_length']:.1f} / {way['distance']:.1f}",
+                ]
+            )
+    return rows
+
+
+def valley(ways: Mapping[str, Any]) -> str:
+    """The answer in words, by the barrier of the test error on the straight line."""
+    lines = {
+        end: ways[f"line, {end}"]["barrier"]["test"]["error"]["height"]
+        for end in ENDS
+        if f"line, {end}" in ways
+    }
+    if CONTROL not in lines or len(lines) < 2:
+        return "Whether they share a valley is not known yet: the control or gRDA was not run."
+    control = lines[CONTROL]
+    joined = [end for end in lines if lines[end] < STABLE]
+    apart = [end for end in lines if end not in joined]
+    parts = [
+        "**Do they share a valley?** On the straight line from SGD the barrier of the test error is "
+        + said([f"{points(height)} points to {end}" for end, height in lines.items()])
+        + "."
+    ]
+    if not apart:
+        parts.append(
+            "By the mark of Frankle et al. (2020), 2 points, all of them lie in one valley: gRDA with SGD, and the control "
+            "too."
+        )
+    elif not joined:
+        parts.append(
+            "By the mark of Frankle et al. (2020), 2 points, none of them is joined to SGD by a straight line: gRDA is not, "
+            "and neither is a second run of SGD."
+        )
+    else:
+        parts.append(
+            f"By the mark of Frankle et al. (2020), 2 points, {said(joined)} {'is' if len(joined) == 1 else 'are'} joined to "
+            f"SGD by a straight line, {said(apart)} {'is' if len(apart) == 1 else 'are'} not."
+        )
+    for end, height in lines.items():
+        if end != CONTROL:
+            word = "higher" if height > control else "lower"
+            parts.append(
+                f"The wall to {end} is {word} than that of the control by {points(abs(height - control))} points."
+            )
+    curves = {
+        end: ways[f"bezier, {end}"]["barrier"]["test"]["error"]["height"]
+        for end in ENDS
+        if f"bezier, {end}" in ways
+    }
+    if curves:
+        parts.append(
+            "Along the trained curve it is "
+            + said([f"{points(height)} to {end}" for end, height in curves.items()])
+            + (
+                ": the curve leads to the control as well, so that there is one to gRDA says nothing of gRDA."
+                if curves.get(CONTROL, 1.0) < STABLE
+                else "."
+            )
+        )
+    return " ".join(parts)
+
+
+def share_rows(projection: Mapping[str, Any]) -> Table:
+    rows = [["vector", "length", "share", "times chance"]]
+    for share in projection["shares"]:
+        rows.append([share["name"], f"{share['norm']:.2f}", f"{share['share']:.4f}", f"{share['ratio']:.1f}"])
+    return rows
+
+
+def flat(projection: Mapping[str, Any]) -> str:
+    """What the shares say of the claim that gRDA moves where the loss is flat."""
+    shares = {share["name"]: share for share in projection["shares"]}
+    control = shares[f"{CONTROL} - SGD"]
+    sparse = [shares[f"{end} - SGD"] for end in ENDS if end != CONTROL]
+    low, high = control["interval"]
+    parts = [
+        f"A random direction has {control['baseline']:.4f} of its length in the {projection['k']} leading directions "
+        f"(95 % of them between {low:.4f} and {high:.4f}); "
+        + said([f"{s['name']} has {s['share']:.4f} ({s['ratio']:.1f} times that)" for s in sparse])
+        + f"; the control has {control['share']:.4f} ({control['ratio']:.1f} times), SGD's own weights "
+        f"{shares['SGD']['share']:.4f}."
+    ]
+    below = [s["name"] for s in sparse if s["share"] < control["share"]]
+    if len(below) == len(sparse):
+        parts.append(
+            "gRDA leaves SGD by flatter directions than a second run of SGD does, as the paper has it."
+        )
+    elif below:
+        parts.append(
+            f"Of gRDA, {said(below)} leaves SGD by flatter directions than the control, the other does not."
+        )
+    else:
+        parts.append("gRDA leaves SGD by no flatter directions than a second run of SGD does.")
+    above_chance = [s["name"] for s in sparse if s["share"] > s["interval"][1]]
+    if above_chance:
+        parts.append(f"{said(above_chance)} lies in them more than chance would have it: small is not flat.")
+    return " ".join(parts)
+
+
+def spectrum_rows(curvature: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            "network",
+            "largest eigenvalues",
+            "tenth",
+            "eigenvalues above 10 % of the largest",
+            "above 1 %",
+            "trace",
+        ]
+    ]
+    for name in RUNS:
+        pairs = curvature.get(f"leading, {name}")
+        if pairs is None:
+            rows.append([name, "not run", "", "", "", ""])
+            continue
+        density = curvature.get(f"density, {name}")
+        counts = [density["above"]["0.1"], density["above"]["0.01"], density["trace"]] if density else []
+        values = pairs["values"]
+        rows.append(
+            [
+                name,
+                ", ".join(f"{value:.3g}" for value in values[:3]),
+                f"{values[-1]:.3g}",
+                *([f"{mean:.3g} ± {error:.2g}" for mean, error in counts] or ["not run"] * 3),
+            ]
+        )
+    return rows
+
+
+def function_rows(found: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            "networks",
+            "agreement % (95 % interval)",
+            "Jensen-Shannon, nats",
+            "logit cosine",
+            "CKA: mean of layers",
+            "lowest",
+        ]
+    ]
+    for pair in found["pairs"]:
+        cka = {layer: value for layer, value in pair["cka"].items() if value is not None}
+        lowest = min(cka, key=cka.__getitem__)
+        low, high = pair["interval"]
+        rows.append(
+            [
+                f"{pair['a']} · {pair['b']}",
+                f"{percent(pair['agreement'])} ({percent(low, 1)} to {percent(high, 1)})",
+                f"{pair['divergence']:.4f}",
+                f"{pair['logit_cosine']:.3f}",
+                f"{sum(cka.values()) / len(cka):.3f}",
+                f"{cka[lowest]:.3f} ({lowest})",
+            ]
+        )
+    return rows
+
+
+def alike(found: Mapping[str, Any]) -> str:
+    """Whether gRDA answers as SGD does, beside the control."""
+    by = {(pair["a"], pair["b"]): pair for pair in found["pairs"]}
+    control = by["SGD", CONTROL]
+    parts = []
+    for end in ENDS:
+        if end == CONTROL or ("SGD", end) not in by:
+            continue
+        pair = by["SGD", end]
+        apart = pair["interval"][1] < control["interval"][0]
+        parts.append(
+            f"{end} answers as SGD on {percent(pair['agreement'])} % of the test images, the control on "
+            f"{percent(control['agreement'])} %: {'less often' if apart else 'no difference beyond the intervals'}."
+        )
+    return " ".join(parts)
+
+
+def section(name: str, result: dict[str, Any]) -> str:
+    """First result."""
+    found, size = result["parts"], result["sizes"]
+    epochs = result["training"].get("epochs", 1)
+    parts = [
+        f"{epochs} epochs each from one start: SGD, target gRDA at 90 and 95 % on the same batches, and as control a second SGD "
+        "run on the batches in another order. One run of each. Values along ways and on planes are measured on the "
+        f"first images of fixed permutations: ways on {size['train']:,} training and {size['test']:,} test images, planes and "
+        f"curvature on {size['plane']:,} and {size['curvature']:,} training images; bends are trained on "
+        f"{size['curve']:,} training images, {size['epochs']} epochs."
+    ]
+    parts += [markdown(run_rows(found.get("runs", {})))]
+    if ways := found.get("ways"):
+        parts += [
+            valley(ways),
+            markdown(way_rows(ways)),
+            next(iter(ways.values()))["batch_norm"].capitalize() + ".",
+        ]
+        parts += [
+            "Errors in points. A barrier is the largest value on the way minus the mean of its ends, so unequal ends alone "
+            "give one; the last but one column is what is left above the worse end."
+        ]
+    else:
+        parts.append("Ways: not run.")
+    if functions := found.get("functions", {}).get("functions"):
+        parts += [
+            alike(functions),
+            f"Answers on {functions['inputs']:,} test images, CKA on {functions['cka_inputs']:,}:",
+            markdown(function_rows(functions)),
+        ]
+    else:
+        parts.append("Functions: not run.")
+    if curvature := found.get("curvature"):
+        if projection := curvature.get("projection"):
+            parts += [
+                "**Is the way to gRDA flat?** " + flat(projection),
+                markdown(share_rows(projection)),
+            ]
+        parts += [
+            f"Hessian of the loss on {size['curvature']:,} training images:",
+            markdown(spectrum_rows(curvature)),
+        ]
+    else:
+        parts.append("Curvature: not run.")
+    parts.append(f"![Between SGD and gRDA](landscape-{name}-valley.png)")
+    return "\n\n".join(parts)
