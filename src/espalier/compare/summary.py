@@ -2,13 +2,23 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from espalier.compare.running import Outcome
 from espalier.compare.statistics import Difference, Estimate, area, difference, estimate, sparsity_at
 
-Key = tuple[str, bool]
-"""Network and whether the parent teaches: what may be compared with each other."""
+
+class Key(NamedTuple):
+    """What the runs of a row have in common; all but the seed."""
+
+    network: str
+    teacher: bool
+    label: str
+    sparsity: float | None
+
+
+Groups = dict[Key, dict[int, Outcome]]
+"""The runs of each row by their seeds."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,11 @@ class Row:
     best: bool = False
     tied: bool = False
     behind: Difference | None = None
+
+    @property
+    def key(self) -> Key:
+        """Which runs the row is of."""
+        return Key(self.network, self.teacher, self.label, self.sparsity)
 
 
 @dataclass(frozen=True)
@@ -86,34 +101,30 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
 
     Failed runs are in no mean and are listed. A run with the specification of another is counted once.
     """
-    groups: dict[tuple[str, bool, str, float | None], dict[int, Outcome]] = {}
+    groups: Groups = {}
     for outcome in outcomes:
         spec = outcome.spec
-        key = (spec["network"], spec["teacher"], spec["label"], spec["sparsity"])
+        key = Key(spec["network"], spec["teacher"], spec["label"], spec["sparsity"])
         groups.setdefault(key, {}).setdefault(outcome.seed, outcome)
     rows = [_row(key, list(runs.values())) for key, runs in groups.items()]
     rows = [_judged(row, rows, groups) for row in rows]
-    order = {label: i for i, label in enumerate(dict.fromkeys(key[2] for key in groups))}
+    order = {label: i for i, label in enumerate(dict.fromkeys(key.label for key in groups))}
     rows.sort(key=lambda r: (r.network, r.teacher, r.sparsity or 0.0, order[r.label]))
     return Comparison(tuple(rows), tuple(_curves(rows, list(order))), missing)
 
 
-def _row(key: tuple[str, bool, str, float | None], runs: Sequence[Outcome]) -> Row:
-    network, teacher, label, sparsity = key
+def _row(key: Key, runs: Sequence[Outcome]) -> Row:
     done = [run for run in runs if run.failure is None]
     failures = tuple(f"seed {run.seed}: {run.failure}" for run in runs if run.failure is not None)
     if not done:
-        return Row(network, teacher, label, sparsity, None, None, None, None, None, failures)
+        return Row(*key, None, None, None, None, None, failures)
 
     def mean(values: Iterable[Any]) -> float:
         return estimate([float(value) for value in values]).mean
 
     costs = [run.cost for run in done if run.cost is not None]
     return Row(
-        network,
-        teacher,
-        label,
-        sparsity,
+        *key,
         accuracy=_accuracy([run.accuracy for run in done]),
         reached=mean(run.sparsity for run in done),
         bytes=mean(run.bytes for run in done),
@@ -131,9 +142,7 @@ def _accuracy(values: Sequence[float]) -> Estimate:
     return replace(found, interval=(max(0.0, found.interval[0]), min(1.0, found.interval[1])))
 
 
-def _judged(
-    row: Row, rows: Sequence[Row], groups: dict[tuple[str, bool, str, float | None], dict[int, Outcome]]
-) -> Row:
+def _judged(row: Row, rows: Sequence[Row], groups: Groups) -> Row:
     """The row with its place among the pruned methods at its sparsity."""
     if row.sparsity is None or row.accuracy is None:
         return row
@@ -145,8 +154,7 @@ def _judged(
     best = max(rivals, key=lambda r: r.accuracy.mean if r.accuracy else 0.0)
     if best is row:
         return replace(row, best=True, tied=True)
-    ours = groups[row.network, row.teacher, row.label, row.sparsity]
-    theirs = groups[best.network, best.teacher, best.label, best.sparsity]
+    ours, theirs = groups[row.key], groups[best.key]
     seeds = [s for s in ours if s in theirs and ours[s].failure is None and theirs[s].failure is None]
     if not seeds:
         return row
