@@ -51,9 +51,7 @@ def readme_table() -> str:
     parts = []
     if lenet:
         head, *rows = lenet5_mnist.lenet_rows(lenet)
-        parts.append(
-            markdown([head, *(row for row in rows if row[0].startswith(("trained", "utopia", "safe")))])
-        )
+        parts.append(markdown([head, *(row for row in rows if row[0].startswith(("utopia", "safe")))]))
     if resnet:
         wanted = ("utopia", "safe (paper)", "effective", "*measured: 1 point")
         head, *rows = resnet_cifar.rule_rows(resnet)

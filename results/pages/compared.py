@@ -1,0 +1,256 @@
+"""Which method prunes best: what the studies in results/studies say so far."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, markdown, percent
+
+STUDIES = {"lenet5": "LeNet5 on MNIST", "resnet20": "ResNet-20 on cifar10_jpeg"}
+OURS = "target gRDA"
+COLORS = {
+    OURS: LEAF,
+    "paper gRDA": SKY,
+    "gradual magnitude": BARK,
+    "magnitude v2": "#d08a3c",
+    "one-shot magnitude": "#111111",
+    "ST-3": "#aa3377",
+    "STR": "#66ccee",
+    "RigL": "#ccbb44",
+    "AC/DC": "#ee6677",
+}
+CHOSEN = 0.95  # the sparsity by which tables are ordered
+Rows = Sequence[dict[str, Any]]
+
+
+def spread(row: dict[str, Any]) -> float | None:
+    """Half the width of the 95 % interval; on the side of the lower end, which is never cut at 1."""
+    return None if row["interval"] is None else row["mean"] - row["interval"][0]
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Accuracy % ± half-width (n), bold where the library cannot tell it from the best; what is missing in words."""
+    if row is None:
+        return "–"
+    if not row["n"]:
+        return "failed" if row.get("failures") else "not run"
+    half = spread(row)
+    text = percent(row["mean"]) + ("" if half is None else f" ± {percent(half)}")
+    return f"{f'**{text}**' if row['tied'] else text} ({row['n']})"
+
+
+def found(rows: Rows, label: str, sparsity: float | None, teacher: bool = False) -> dict[str, Any] | None:
+    wanted = (label, sparsity, teacher)
+    return next((r for r in rows if (r["label"], r["sparsity"], r["teacher"]) == wanted), None)
+
+
+def labels(result: dict[str, Any], teacher: bool = False) -> list[str]:
+    """Pruning methods, the best at `CHOSEN` first; those without a run there last, as the study lists them."""
+    rows = [r for r in result["rows"] if r["teacher"] == teacher and r["sparsity"] is not None]
+
+    def place(label: str) -> float:
+        row = found(rows, label, CHOSEN, teacher)
+        return -row["mean"] if row and row["n"] else 0.0
+
+    return sorted(dict.fromkeys(r["label"] for r in rows), key=place)
+
+
+def core(result: dict[str, Any]) -> list[str]:
+    """Methods that the study runs at every sparsity with every seed, if they have run at all."""
+    cells = len(result["sparsities"]) * len(result["seeds"])
+
+    def whole(label: str) -> bool:
+        rows = [r for r in result["rows"] if r["label"] == label and not r["teacher"]]
+        return sum(r["planned"] for r in rows) == cells and any(r["n"] for r in rows)
+
+    return [label for label in labels(result) if whole(label)]
+
+
+def accuracy_rows(result: dict[str, Any], chosen: Sequence[str], teacher: bool = False) -> Table:
+    """Methods by sparsity, the dense control first."""
+    asked = result["sparsities"]
+    rows = result["rows"]
+    dense = [cell(r) for r in rows if r["sparsity"] is None and r["teacher"] == teacher]
+    table = [["test accuracy % (runs)", *(f"{percent(s, 0)} % zeros" for s in asked)]]
+    table += [["*dense*", *dense[:1], *[""] * (len(asked) - 1)]] if dense else []
+    return table + [[label, *(cell(found(rows, label, s, teacher)) for s in asked)] for label in chosen]
+
+
+def cost_rows(result: dict[str, Any], chosen: Sequence[str]) -> Table:
+    """What each method costs at `CHOSEN`, and what it gives over all sparsities."""
+    at = f"{percent(CHOSEN, 0)} % zeros"
+    table = [
+        [
+            "method",
+            "area under the curve %",
+            "sparsity % at 1 point lost",
+            f"training FLOPs, {at}",
+            "without zeros",
+            "seconds",
+            "file kB",
+        ]
+    ]
+    curves = {(c["label"], c["teacher"]): c for c in result["curves"]}
+    for label in chosen:
+        row, curve = found(result["rows"], label, CHOSEN), curves.get((label, False))
+        if row is None or not row["n"]:
+            continue
+        whole = all((found(result["rows"], label, s) or {"n": 0})["n"] for s in result["sparsities"])
+        table.append(
+            [
+                label,
+                percent(curve["area"]) if whole and curve and curve["area"] is not None else "–",
+                one_percent(result, curve) if whole else "–",
+                f"{row['flops']:.3g}",
+                f"{row['sparse_flops']:.3g}",
+                f"{row['seconds']:.0f}",
+                f"{row['bytes'] / 1000:.1f}",
+            ]
+        )
+    return table
+
+
+def one_percent(result: dict[str, Any], curve: dict[str, Any] | None) -> str:
+    """Where a point is lost against the dense control; beyond the last sparsity if it is not."""
+    if curve is None or not any(r["n"] for r in result["rows"] if r["sparsity"] is None):
+        return "–"
+    at = curve["at_one_percent"]
+    return f"> {percent(max(result['sparsities']), 0)}" if at is None else percent(at, 1)
+
+
+def ends(row: dict[str, Any]) -> str:
+    """How far a method is behind the best, with the interval the library judges by: over seeds, or over examples."""
+    behind = row["behind"]
+    low, high = behind["seeds"] or behind["examples"]
+    return f"{percent(behind['mean'])} ({percent(low)} to {percent(high)}, n = {behind['n']})"
+
+
+def standing(result: dict[str, Any], sparsity: float, teacher: bool = False) -> str:
+    """Where target gRDA stands at a sparsity, in words, from the library's own judgement."""
+    here = [r for r in result["rows"] if (r["sparsity"], r["teacher"]) == (sparsity, teacher) and r["n"]]
+    ours = found(here, OURS, sparsity, teacher)
+    at = f"at {percent(sparsity, 0)} %"
+    if ours is None:
+        return f"{at} it has not run"
+    here.sort(key=lambda r: -r["mean"])
+    place = f"{at} it has place {here.index(ours) + 1} of {len(here)}"
+    if ours["best"]:
+        others = [r for r in here if r is not ours and r["behind"] is not None]
+        if not others:
+            return f"{at} it is alone so far"
+        told = "not told apart from" if others[0]["tied"] else "ahead of"
+        return f"{place}, {told} the next, {others[0]['label']}, which is behind by {ends(others[0])}"
+    best = next(r for r in here if r["best"])
+    if ours["behind"] is None:
+        return f"{place}; the first, {best['label']}, has no seed in common with it yet"
+    told = "not told apart from" if ours["tied"] else "behind"
+    return f"{place}, {told} the first, {best['label']}: {ends(ours)} points less"
+
+
+def standings(result: dict[str, Any], teacher: bool = False) -> str:
+    said = "; ".join(standing(result, s, teacher) for s in result["sparsities"])
+    taught = ", taught by the dense parent" if teacher else ""
+    return f"**Where {OURS} stands{taught}:** {said}. (Points of accuracy, with 95 % intervals.)"
+
+
+def section(name: str, result: dict[str, Any]) -> str:
+    chosen = labels(result)
+    parts = [
+        f"{result['title']}: {result['runs']} of {result['runs'] + result['missing']} runs done; mean ± half-width of the "
+        "95 % Student interval (n runs). Bold: the best at its sparsity and whatever two paired intervals, over seeds and "
+        "over test examples, do not tell from it; from one seed, by the examples alone. Dashes are not part of the study.",
+        standings(result),
+        markdown(accuracy_rows(result, chosen)),
+    ]
+    if taught := labels(result, teacher=True):
+        parts += ["With the dense parent as teacher:", standings(result, teacher=True)]
+        parts += [markdown(accuracy_rows(result, taught, teacher=True))]
+    failures = [
+        f"{r['label']} at {r['sparsity']}: {f}" for r in result["rows"] for f in r.get("failures", ())
+    ]
+    if failures:
+        parts.append("Failed runs are in no mean: " + "; ".join(failures) + ".")
+    parts += [
+        markdown(cost_rows(result, chosen)),
+        "The area is over all sparsities of the table; the point is lost against the dense control, linear from there at no "
+        "zeros to the first sparsity of the table. FLOPs: all that the training computed; without zeros: without products with zero weights, which no hardware here "
+        "skips. Seconds are wall clock of the training on cores that other work shared. What the harness adds around a "
+        "training is not recorded.",
+        f"Made anew by `python -m results.compared {name}` when more runs have come in.",
+        f"![Which method prunes best, {STUDIES[name]}](compared-{name}.png)",
+    ]
+    return "\n\n".join(parts)
+
+
+def lines(axes: Axes, result: dict[str, Any]) -> None:
+    """Test error against sparsity; methods without a color of their own are grey."""
+    for label in reversed(labels(result)):
+        rows = [found(result["rows"], label, s) for s in result["sparsities"]]
+        known = [r for r in rows if r is not None and r["n"]]
+        axes.errorbar(
+            [r["sparsity"] for r in known],
+            [1 - r["mean"] for r in known],
+            yerr=[spread(r) or 0.0 for r in known],
+            fmt="o-",
+            color=COLORS.get(label, "#cccccc"),
+            linewidth=2.4 if label == OURS else 1.0,
+            markersize=4,
+            capsize=2,
+            zorder=3 if label in COLORS else 1,
+            label=label if label in COLORS else None,
+        )
+    for row in result["rows"]:
+        if row["sparsity"] is None and row["n"] and not row["teacher"]:
+            axes.axhline(1 - row["mean"], color=GREY, linewidth=0.8, linestyle="--")
+            axes.annotate(
+                "dense", (0.0, 1 - row["mean"]), xycoords=("axes fraction", "data"), fontsize=8, color=GREY
+            )
+    axes.set(yscale="log", xlabel="sparsity", ylabel="test error", xticks=result["sparsities"])
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], frameon=False, fontsize=8)
+
+
+def dots(axes: Axes, result: dict[str, Any]) -> None:
+    """Test error at `CHOSEN`, the best on top."""
+    rows = [found(result["rows"], label, CHOSEN) for label in labels(result)]
+    known = [r for r in rows if r is not None and r["n"]][::-1]
+    for i, row in enumerate(known):
+        axes.errorbar(
+            [1 - row["mean"]],
+            [i],
+            xerr=[spread(row) or 0.0],
+            fmt="o",
+            mfc=None if row["tied"] else "none",
+            color=COLORS.get(row["label"], GREY),
+            capsize=2,
+        )
+    axes.set(
+        xscale="log", xlabel=f"test error at {percent(CHOSEN, 0)} % zeros (filled: not told from the best)"
+    )
+    axes.set_yticks(range(len(known)), [f"{row['label']} ({row['n']})" for row in known], fontsize=8)
+
+
+def figure(name: str, result: dict[str, Any]) -> None:
+    whole = Figure(figsize=(13, 6))
+    left, right = whole.subplots(1, 2)
+    lines(left, result)
+    dots(right, result)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, color="#e7ece8")
+    whole.tight_layout()
+    whole.savefig(HERE / f"compared-{name}.png", dpi=130, bbox_inches="tight")
+
+
+CHAPTERS = [
+    Chapter(
+        f"Which method prunes best? {title}",
+        f"compared-{name}",
+        partial(section, name),
+        partial(figure, name),
+    )
+    for name, title in STUDIES.items()
+]
