@@ -231,8 +231,8 @@ def test_larger_tiles_and_other_layouts_are_tried_on_the_whole_network() -> None
     query, key, out = (layers[name] for name in ("query", "key", "out"))
     assert isinstance(query, SparseLinear) and isinstance(key, SparseLinear)
     assert query.choice == key.choice == Choice("bag", 512, "columns", "query")
-    assert query.siblings is not None and query.siblings is key.siblings
-    assert query.siblings.choice == query.choice
+    together = query.siblings
+    assert together is not None and together is key.siblings and together.choice == query.choice
     family.set(Way())
     assert query.choice == out.choice == Choice("bag", 64) and query.siblings is None
     assert len(Family([("out",)], {"out": out}).ways()) == 4  # type: ignore[dict-item]
