@@ -1,7 +1,9 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,3 +48,67 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return code, captured.out, captured.err
 
     return call
+
+
+# --- small models of transformers, in folders as it writes them
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Loading and saving by transformers without its bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def saved(model: Any, folder: Path) -> Path:
+    """The folder, with a model of transformers in it."""
+    with no_progress_bar():
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def vit(tmp_path: Path) -> Path:
+    """Images of 1x8x8, 10 classes."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=10,
+    )
+    return saved(transformers.ViTForImageClassification(config), tmp_path / "vit")
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """Tied: the head is the embedding."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=20, n_positions=8)
+    return saved(transformers.GPT2LMHeadModel(config), tmp_path / "gpt2")
+
+
+@pytest.fixture
+def mixtral(tmp_path: Path) -> Path:
+    """In memory the tensors of its experts are others than in the file."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MixtralConfig(
+        hidden_size=16,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        vocab_size=11,
+        max_position_embeddings=8,
+    )
+    return saved(transformers.MixtralForCausalLM(config), tmp_path / "mixtral")

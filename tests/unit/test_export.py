@@ -29,6 +29,7 @@ from espalier.export.initializers import index_dtype, sparsify
 from espalier.export.onnx_file import _check_packages
 from espalier.export.parity import Session, difference, flattened
 from espalier.models import DigitsCNN
+from tests.conftest import saved
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -396,9 +397,6 @@ def test_words_of_inputs(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers = pytest.importorskip("transformers")
-    from transformers.utils import logging
-
-    folder = tmp_path_factory.mktemp("bert")
     config = transformers.BertConfig(
         hidden_size=32,
         num_hidden_layers=1,
@@ -409,10 +407,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = transformers.BertModel(config)
     prune(model, 0.9)
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    logging.enable_progress_bar()
-    return folder
+    return saved(model, tmp_path_factory.mktemp("bert"))
 
 
 def test_an_encoder_is_exported_with_open_batch_and_length(

@@ -10,6 +10,7 @@ from espalier.checkpoint import open_checkpoint, save_checkpoint
 from espalier.cli.subject import Subject
 from espalier.data import digits
 from espalier.models import DigitsCNN
+from tests.conftest import no_progress_bar
 
 TIED = """
 import torch
@@ -126,35 +127,9 @@ def test_tensors_tied_in_the_file_must_stay_equal(tmp_path: Path, monkeypatch: p
             assert not (tmp_path / "apart.safetensors").exists()
 
 
-def vit(folder: Path) -> Path:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-        num_labels=10,
-    )
-    return save(transformers.ViTForImageClassification(config), folder / "vit")
-
-
-def save(model, folder: Path) -> Path:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model.save_pretrained(folder)
-    logging.enable_progress_bar()
-    return folder
-
-
-def test_a_folder_of_transformers_and_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    transformers = pytest.importorskip("transformers")
-    folder = vit(tmp_path)
+def test_a_folder_of_transformers_and_back(vit: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     capfd.readouterr()
-    subject = Subject(folder, folder, f"hf:{folder}", 10, data=digits())
+    subject = Subject(vit, vit, f"hf:{vit}", 10, data=digits())
     subject.prune(subject.model, 0.5, Global())
     with torch.no_grad():
         for i, parameter in enumerate(subject.model.parameters()):
@@ -164,44 +139,28 @@ def test_a_folder_of_transformers_and_back(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr() == ("", "")
     for name in open_checkpoint(tmp_path / "out"):
         assert not torch.equal(open_checkpoint(tmp_path / "out")[name], subject.checkpoint[name]), name
-    again = Subject(tmp_path / "out", folder, f"hf:{folder}", 10, data=digits())
+    again = Subject(tmp_path / "out", vit, f"hf:{vit}", 10, data=digits())
     assert again.masks().sparsity == pytest.approx(0.5, abs=1e-3)
-    from transformers.utils import logging
+    from transformers import ViTForImageClassification
 
-    logging.disable_progress_bar()
-    theirs = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out").state_dict()
-    logging.enable_progress_bar()
+    with no_progress_bar():
+        theirs = ViTForImageClassification.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in subject.model.state_dict().items())
 
 
-def test_a_tied_language_model_and_back(tmp_path: Path):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=20, n_positions=8)
-    folder = save(transformers.GPT2LMHeadModel(config), tmp_path / "gpt2")
-    subject = Subject(folder, None, f"hf:{folder}", 20)
+def test_a_tied_language_model_and_back(gpt2: Path, tmp_path: Path):
+    subject = Subject(gpt2, None, f"hf:{gpt2}", 20)
     change(subject.model)
     subject.write(tmp_path / "out", False)
     check_written(subject, tmp_path / "out")
     with pytest.raises(
         EspalierError, match=r"--model hf:.* does not run on one input of digits, .*RuntimeError"
     ):
-        Subject(folder, None, f"hf:{folder}", 20, data=digits())
+        Subject(gpt2, None, f"hf:{gpt2}", 20, data=digits())
 
 
-def test_what_transformers_splits_is_measured_but_not_written(tmp_path: Path):
-    transformers = pytest.importorskip("transformers")
-    config = transformers.MixtralConfig(
-        hidden_size=16,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=2,
-        vocab_size=11,
-        max_position_embeddings=8,
-    )
-    folder = save(transformers.MixtralForCausalLM(config), tmp_path / "mixtral")
-    subject = Subject(folder, None, f"hf:{folder}", 11)
+def test_what_transformers_splits_is_measured_but_not_written(mixtral: Path, tmp_path: Path):
+    subject = Subject(mixtral, None, f"hf:{mixtral}", 11)
     match = r"^\d tensors of the network are none of .*mixtral as they are \(.*experts.*\), so they cannot be written"
     with pytest.raises(EspalierError, match=match):
         subject.prune(subject.model, 0.5, Global())
