@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
-from espalier._types import LazyTensors, Tensors
+from espalier._types import Tensors
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.ramp import check_fraction
 from espalier.methods.settling import Settling
 from espalier.optim import soft_threshold
-from espalier.pruning import kept_entries
-from espalier.threshold import kth_largest
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,6 @@ class _Learned(Settling):
         }
         self.every = max(1, self.settle // 100)
         self.decay = 1.0
-
-    def quantile(self, sparsity: float) -> float:
-        """The largest magnitude that a sparsity prunes."""
-        kept = kept_entries(self.entries, sparsity)
-        if kept == self.entries:
-            return 0.0
-        magnitudes = LazyTensors(list(self.parameters), lambda name: self.parameters[name].detach().abs())
-        return kth_largest(magnitudes, kept + 1).value
 
     def extra(self) -> list[nn.Parameter]:
         return list(self.levels.values())

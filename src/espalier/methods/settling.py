@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from espalier._types import Tensors
+from espalier._types import LazyTensors, Tensors
 from espalier.masks import Masks
 from espalier.methods._base import Plan
 from espalier.methods.masked import MaskRule, without_zeros
 from espalier.methods.ramp import sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
+from espalier.pruning import kept_entries
 from espalier.threshold import kth_largest, top_counts
 
 
@@ -110,6 +111,15 @@ class Settling(MaskRule):
         last = self.settle if last is None else last
         progress = (self.done + ahead - first) / max(1, last - first)
         return sparsity_at(progress, 0.0, self.plan.target, schedule)
+
+    def magnitudes(self) -> Tensors:
+        """Absolute weights, one tensor at a time."""
+        return LazyTensors(list(self.parameters), lambda name: self.parameters[name].detach().abs())
+
+    def quantile(self, sparsity: float) -> float:
+        """The largest magnitude that a sparsity prunes; 0 where it prunes nothing."""
+        kept = kept_entries(self.entries, sparsity)
+        return kth_largest(self.magnitudes(), kept + 1).value if kept < self.entries else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The masks, the latents, and where the run is."""

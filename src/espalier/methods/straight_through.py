@@ -8,13 +8,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
-from espalier._types import LazyTensors, Tensors
+from espalier._types import Tensors
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.ramp import check_ramp
 from espalier.methods.settling import Settling
 from espalier.optim import CUBIC, AbstractSchedule, soft_threshold
-from espalier.pruning import kept_entries
-from espalier.threshold import kth_largest
 
 
 @dataclass(frozen=True)
@@ -78,21 +76,12 @@ class _StraightThrough(Settling):
         self.every = max(1, (self.last - self.first) // method.updates)
         self.threshold = 0.0
 
-    def magnitudes(self) -> Tensors:
-        return LazyTensors(list(self.parameters), lambda name: self.parameters[name].detach().abs())
-
-    ranks = magnitudes
-
-    def search(self) -> None:
-        """The threshold that prunes what the ramp asks for."""
-        sparsity = self.ramp(self.first, self.last, self.method.schedule)
-        kept = kept_entries(self.entries, sparsity)
-        if kept < self.entries:
-            self.threshold = kth_largest(self.magnitudes(), kept + 1).value
+    def ranks(self) -> Tensors:
+        return self.magnitudes()
 
     def advance(self, step: int) -> None:
         if step >= self.first and (step - self.first) % self.every == 0:
-            self.search()
+            self.threshold = self.quantile(self.ramp(self.first, self.last, self.method.schedule))
 
     def computed(self, weight: Tensor) -> Tensor:
         """The sparse, rescaled weights."""
