@@ -8,8 +8,8 @@ a search does, on the zeros at nine tenths of the pilot, where a study settles t
 training; one of ResNet-20 is the training shrunk to one epoch, and a penalty is divided by how much longer the training
 is, so that the sum of what is taken away stays.
 
-Where the run with that strength is at chance on the validation split, the rule has failed. Then the strength is the
-largest of a falling sequence with which the settled run, at that sparsity, is best on the validation split.
+Where the run with that strength is at chance on the validation split, the rule has failed. Then the strength is, of five
+smaller ones, that whose whole run, settled at that sparsity, is best on the validation split.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from results._common import HERE, environment, once, write_json
 from results.training import MODERN, dataset, paper, start
 
 MU, SETTLE, NEAR, FLOOR = 0.51, 0.9, 0.1, 0.2  # below the floor an accuracy of ten classes is chance
-FALLING = (2**-0.5, 0.5, 2**-1.5, 0.25, 0.125)
+FALLING = (0.9, 0.8, 0.7, 0.6, 0.5)
 LAWS = ("grda", "rda", "lasso")
 ASKED = {
     "lenet5-mnist": [(law, sparsity) for sparsity in (0.9, 0.95, 0.98) for law in LAWS],

@@ -12,14 +12,12 @@ from dataclasses import asdict
 from typing import Any
 
 from espalier.cli.compare import gather
-from espalier.compare import Cell, Comparison, Outcome, Row, compare, estimate
+from espalier.compare import Cell, Outcome, Row, compare, estimate
 from espalier.compare.running import RESULT
+from espalier.compare.summary import Key
 from espalier.recipe import YamlFile
 from espalier.study import StudyRecipe
 from results._common import HERE, environment, write_json
-
-Key = tuple[str, bool, str, float | None]
-"""Network, whether the parent teaches, label, sparsity: a row of a table."""
 
 
 def outcomes(name: str, cells: Iterable[Cell]) -> list[Outcome]:
@@ -29,7 +27,7 @@ def outcomes(name: str, cells: Iterable[Cell]) -> list[Outcome]:
 
 
 def key(spec: dict[str, Any]) -> Key:
-    return spec["network"], spec["teacher"], spec["label"], spec["sparsity"]
+    return Key(spec["network"], spec["teacher"], spec["label"], spec["sparsity"])
 
 
 def reduced(cells: Sequence[Cell], found: Sequence[Outcome]) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def reduced(cells: Sequence[Cell], found: Sequence[Outcome]) -> dict[str, Any]:
     planned: dict[Key, int] = {}
     for cell in cells:
         planned[key(cell.spec)] = planned.get(key(cell.spec), 0) + 1
-    rows = {(row.network, row.teacher, row.label, row.sparsity): row for row in result.rows}
+    rows = {row.key: row for row in result.rows}
     runs: dict[Key, list[Outcome]] = {}
     for outcome in found:
         runs.setdefault(key(outcome.spec), []).append(outcome)
@@ -46,21 +44,13 @@ def reduced(cells: Sequence[Cell], found: Sequence[Outcome]) -> dict[str, Any]:
         "runs": len(found),
         "missing": result.missing,
         "rows": [row_of(k, n, rows.get(k), runs.get(k, [])) for k, n in planned.items()],
-        "curves": curves(result),
+        "curves": [asdict(curve) for curve in result.curves],
     }
 
 
 def row_of(k: Key, planned: int, row: Row | None, runs: Sequence[Outcome]) -> dict[str, Any]:
     """A row of the comparison with what the comparison does not keep: seconds, and the epochs of the first run."""
-    network, teacher, label, sparsity = k
-    found: dict[str, Any] = {
-        "network": network,
-        "teacher": teacher,
-        "label": label,
-        "sparsity": sparsity,
-        "planned": planned,
-        "n": 0,
-    }
+    found: dict[str, Any] = {**k._asdict(), "planned": planned, "n": 0}
     if row is None:
         return found
     values = asdict(row)
@@ -74,10 +64,6 @@ def row_of(k: Key, planned: int, row: Row | None, runs: Sequence[Outcome]) -> di
             "churn": [(e["turnover"] or {}).get("churn") for e in epochs],
         }
     return {**values, **found}
-
-
-def curves(result: Comparison) -> list[dict[str, Any]]:
-    return [asdict(curve) for curve in result.curves]
 
 
 def main() -> None:

@@ -1,8 +1,19 @@
 """What is written about the results is what the JSON files say."""
 
-from results import figures
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from results import calibration, compared, figures
+from results.pages import compared as compared_page
 from results.pages import resnet_cifar
-from results.pages._shared import HERE
+from results.pages._shared import HERE, load
+
+from espalier.cli.compare import gather
+from espalier.compare import Outcome
+from espalier.recipe import YamlFile
+from espalier.study import StudyRecipe
 
 
 def test_the_page_says_what_the_files_say() -> None:
@@ -18,3 +29,103 @@ def test_sparsity_at_a_drop_is_read_off_between_points() -> None:
     points = [{"sparsity": 0.5, "accuracy": 0.9}, {"sparsity": 0.7, "accuracy": 0.8}]
     assert resnet_cifar.sparsity_at_drop(points, 0.9, 0.05) == 0.6
     assert resnet_cifar.sparsity_at_drop(points, 0.9, 0.2) is None
+
+
+def measured(part: str, what: str) -> float:
+    """A goal of the benchmarks."""
+    goals = load("benchmarks")["parts"][part]["goals"]  # type: ignore[index]
+    (found,) = (goal["measured"] for goal in goals if goal["what"] == what)
+    return float(found)
+
+
+def quoted() -> Iterator[tuple[str, str]]:
+    """Page of the documentation, and a number of the benchmarks as it has to stand there."""
+    for zeros, file in load("benchmarks")["parts"]["sparse_file"]["measured"].items():  # type: ignore[index]
+        share = float(zeros.split()[0]) / 100
+        entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+        values, stored = 32 * (1 - share), 8 * file["bytes"]["sparse"] / file["entries"]
+        over = 100 * (measured("sparse_file", f"bytes of the sparse file over values + entropy, {zeros}") - 1)
+        size = f"| {values:.3g} | {entropy:.3f} | {stored - values:.3f} | {over:.1f} % |"
+        write = measured("sparse_file", f"encode, write over write dense, {zeros}")
+        read = measured("sparse_file", f"read, decode over read dense, {zeros}")
+        label = zeros.removesuffix(" zeros")
+        yield "sparse-format", f"| {label} | 32 {size}"
+        yield "sparse-format", f"| {label} | {write:.1f} | {read:.1f} |"
+        if share == 0.9:
+            whole = 100 * file["bytes"]["sparse"] / file["bytes"]["dense"]
+            yield "how-to-choose", f"a float32 network takes {whole:.1f} % of its size"
+    sgd = "SGD momentum .9"
+    step = {
+        name: measured("optimizer_step", f"step of {name} over {sgd} fused")
+        for name in ("GRDA", "target sparsity", "GRDA momentum .9")
+    }
+    yield (
+        "directional-training",
+        f"{step['GRDA']:.1f} times for GRDA, {step['target sparsity']:.1f} for a target sparsity, "
+        f"{step['GRDA momentum .9']:.1f} for GRDA with momentum",
+    )
+    whole = measured("training_step", f"ResNet-20 training step, target sparsity momentum .9 over {sgd}")
+    search = measured("training_step", "threshold searches, share of ResNet-20's training step")
+    yield (
+        "directional-training",
+        f"took {whole:.2f} times that of SGD, and threshold searches {search:.2%}".replace("%", " %"),
+    )
+    hessian, newton = (
+        measured("curvature", f"product with {kind} over a gradient") for kind in ("hessian", "gauss-newton")
+    )
+    yield "landscape-curvature", f"that of {newton:.1f} gradients, beside {hessian:.1f} for the Hessian"
+    products = measured("eigenpairs", "products for the leading eigenpairs")
+    yield "landscape-curvature", f"ten of them took {products:g} products"
+
+
+@pytest.mark.parametrize(("page", "words"), list(quoted()))
+def test_numbers_of_the_documentation_are_those_of_the_benchmarks(page: str, words: str) -> None:
+    text = " ".join((HERE.parent / "docs" / f"{page}.md").read_text().split())
+    assert words in text, f"docs/{page}.md should say: {words}"
+
+
+def reduced(**hits: int) -> dict[str, object]:
+    """The study of LeNet5 at 95 % with one seed, of which only these methods have run, with so many of 1000 right."""
+    study, _ = gather(YamlFile(HERE / "studies" / "lenet5.yaml", StudyRecipe), None)
+    cells = [cell for cell in study.cells() if cell.seed == 0 and cell.sparsity == 0.95]
+    runs = [
+        Outcome(cell.spec, 0, accuracy=hit / 1000, correct=torch.arange(1000) < hit)
+        for cell in cells
+        if (hit := hits.get(cell.contender.label.replace(" ", "_"))) is not None
+    ]
+    return {"sparsities": [0.95], "seeds": [0], **compared.reduced(cells, runs)}
+
+
+@pytest.mark.parametrize(
+    ("hits", "said"),
+    [
+        ({"target_gRDA": 950, "RigL": 900}, "at 95 % it has place 1 of 2, ahead of the next, RigL"),
+        ({"target_gRDA": 950, "RigL": 949}, "1 of 2, not told apart from the next, RigL"),
+        (
+            {"target_gRDA": 949, "RigL": 950, "SET": 900},
+            "2 of 3, not told apart from the first, RigL: 0.10 (",
+        ),
+        ({"target_gRDA": 900, "RigL": 950}, "2 of 2, behind the first, RigL: 5.00 ("),
+        ({"target_gRDA": 900}, "at 95 % it is alone so far"),
+        ({"RigL": 950}, "at 95 % it has not run"),
+    ],
+)
+def test_where_target_grda_stands_is_what_the_comparison_says(hits: dict[str, int], said: str) -> None:
+    assert said in compared_page.standing(reduced(**hits), 0.95)
+
+
+def test_what_has_not_run_is_said_to_be_missing_and_what_is_best_is_bold() -> None:
+    result = reduced(target_gRDA=900, RigL=950)
+    _, *rows = compared_page.accuracy_rows(result, compared_page.labels(result))
+    assert rows[:3] == [["RigL", "**95.00** (1)"], ["target gRDA", "90.00 (1)"], [rows[2][0], "not run"]]
+    assert result["missing"] == len(rows) - 2
+    assert compared_page.core(result) == ["RigL", "target gRDA"]
+
+
+def test_the_search_for_a_penalty_stays_between_what_is_too_small_and_too_large() -> None:
+    def tried(strength: float, sparsity: float) -> dict[str, float]:
+        return {"strength": strength, "sparsity": sparsity}
+
+    assert calibration.following([tried(1.0, 0.8)], 0.1) == pytest.approx(2.0)
+    assert calibration.following([tried(1.0, 0.0)], 0.1) == 4.0
+    assert calibration.following([tried(1.0, 0.8), tried(2.0, 0.999)], 0.1) == pytest.approx(2.0**0.5)
