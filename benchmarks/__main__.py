@@ -1,6 +1,6 @@
 """Run the benchmarks and write down what they found, each goal beside what was measured.
 
-python -m benchmarks                     # everything: about 10 minutes and 5 GB of disk
+ESPALIER_DATA=... python -m benchmarks   # everything: about 10 minutes and 5 GB of disk
 python -m benchmarks --only sharded      # one part; the others in the file stay
 python -m benchmarks --quick             # small sizes, in seconds: shows that it works, says nothing of speed
 """
@@ -16,7 +16,7 @@ import torch
 from results._common import environment, write_json
 
 from benchmarks._measure import Goal, Part
-from benchmarks.curvature import curvature
+from benchmarks.curvature import curvature, eigenpairs
 from benchmarks.inspect_speed import curve, gaussian, histogram, sharded
 from benchmarks.optim_step import optimizer_step
 from benchmarks.sparse_file import sparse_file
@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[bool], Part]] = {
     "training_step": training_step,
     "sharded": sharded,
     "sparsegpt": sparsegpt,
+    "eigenpairs": eigenpairs,  # last: it asks for data
 }
 
 
