@@ -10,6 +10,7 @@ import re
 from results.pages import (
     compared,
     directional_small,
+    landscape,
     lenet5_mnist,
     minilm,
     minilm_layerwise,
@@ -27,6 +28,7 @@ CHAPTERS = [
     *training.CHAPTERS,
     minilm_layerwise.CHAPTER,
     directional_small.CHAPTER,
+    *landscape.CHAPTERS,
 ]
 
 

@@ -32,20 +32,21 @@ SIZES = Sizes(
     steps=3,
     family=33,
     predictions=40,
+    repeats=1,
 )
 
 
 def small(folder: Path) -> Case:
-    def start() -> nn.Module:
+    def begin(seed: int) -> nn.Module:
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return DigitsCNN(width=0.25)
 
     data = digits(Options(limit=200))
     training = Training(epochs=2, batch_size=32, lr=0.1, precision="fp32")
     tuning = Training(epochs=1, batch_size=32, lr=0.01, precision="fp32")
     return Case(
-        "toy", "a toy", start, lambda: data, training, tuning, SIZES, folder / "points", folder / "scratch"
+        "toy", "a toy", begin, lambda: data, training, tuning, SIZES, folder / "points", folder / "scratch"
     )
 
 
@@ -79,6 +80,18 @@ def test_shares_are_of_differences_and_of_networks(parts: dict[str, Any]) -> Non
     assert all(0 < share["share"] <= 1 for share in shares.values())
     values = parts["curvature"]["leading, SGD"]["values"]
     assert len(values) == SIZES.pairs and values[0] >= values[1]
+
+
+def test_repeats_begin_elsewhere(folder: Path, parts: dict[str, Any]) -> None:
+    again = small(folder).again(1)
+    assert again.training.seed == 2 and not torch.equal(
+        *(next(c.start().parameters()) for c in (again, small(folder)))
+    )
+    first, second = landscape_valley.starts(parts)
+    assert first != second and first[0].keys() == second[0].keys() == first[1].keys()
+    assert "Over 2 starts" in landscape_valley.section(
+        "toy", {"parts": parts, "sizes": vars(SIZES), "training": {}}
+    )
 
 
 def test_families_begin_at_the_network_and_leave_it(parts: dict[str, Any]) -> None:

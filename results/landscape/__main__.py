@@ -14,6 +14,7 @@ does pruning by magnitude and at random do to a network, at equal cosine ("What 
   family     t-SNE of predictions, accuracy against cosine
   slice      radial slice: origin, start, end
   around     filter-normalized planes of L1 and random pruning at equal cosine
+  repeats    lines and shares again from other starts (LeNet5 only)
 
 LeNet5 starts from scratch, ResNet-20 from the prepared checkpoint; 3 epochs each, as in the studies. Test images are
 reported and choose nothing. Every piece is one artefact: kill the script anywhere and start it again.
@@ -37,6 +38,7 @@ PARTS: dict[str, Callable[[Case], dict[str, Make]]] = {
     "family": after_pruning.family,
     "slice": after_pruning.slice_,
     "around": after_pruning.around,
+    "repeats": between.repeats,
 }
 NETWORKS = ("lenet5-mnist", "resnet20-prepared")
 

@@ -114,13 +114,13 @@ def _density(case: Case, name: str) -> dict[str, Any]:
     size = case.sizes
     operator = Curvature(_risk(case, trained(case, name)), progress=_count(f"density, {name}"))
     found = density(operator, probes=size.probes, steps=size.steps)
-    top = _leading(case, name).values
+    cuts = (10.0 ** (power / 8) for power in range(-24, 25))
     return {
         "grid": found.grid.tolist(),
         "density": found.density.tolist(),
         "error": found.error.tolist(),
         "trace": found.trace,
-        "above": {f"{share:g}": found.above(share * float(top[0])) for share in (0.1, 0.01)},
+        "above": [[cut, *found.above(cut)] for cut in cuts],
         "width": found.width,
         "products": found.products,
     }
@@ -143,6 +143,17 @@ def _projection(case: Case) -> dict[str, Any]:
         "k": len(pairs.values),
         "shares": [share.to_dict() for share in shares],
     }
+
+
+def repeats(case: Case) -> dict[str, Make]:
+    """Straight lines and shares again, from other starts."""
+
+    def measure(seed: int) -> dict[str, Any]:
+        again = case.again(seed)
+        lines = {name: make() for name, make in ways(again).items() if name.startswith("line")}
+        return {"ways": lines, "projection": _projection(again)}
+
+    return {f"start {seed}": partial(measure, seed) for seed in range(1, case.sizes.repeats + 1)}
 
 
 def plane(case: Case) -> dict[str, Make]:

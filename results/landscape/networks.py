@@ -23,9 +23,10 @@ from results.training import MODERN, dataset, start
 
 Make = Callable[[], Any]
 """Makes one artefact."""
-RUNS = {"SGD": None, "SGD, other order": None, "gRDA 90 %": 0.9, "gRDA 95 %": 0.95}
+CONTROL = "second SGD"
+"""The same start, the batches in another order."""
+RUNS = {"SGD": None, CONTROL: None, "gRDA 90 %": 0.9, "gRDA 95 %": 0.95}
 """Networks of the first result: the sparsity asked for, None for plain SGD."""
-CONTROL = "SGD, other order"
 TUNED = (("L1", 0.8), ("L1", 0.95), ("random", 0.2), ("random", 0.8))
 """Networks of the second: SGD's, pruned one-shot and fine-tuned."""
 SCORES: dict[str, AbstractScore] = {"L1": Magnitude(), "random": Random(seed=0)}
@@ -52,6 +53,7 @@ class Sizes:
         steps: Lanczos steps a probe.
         family: step of the sparsities of the pruned families, in per cent.
         predictions: test images whose predictions are embedded.
+        repeats: other starts from which lines and shares are measured again.
     """
 
     train: int = 2000
@@ -70,6 +72,7 @@ class Sizes:
     steps: int = 30
     family: int = 1
     predictions: int = 1000
+    repeats: int = 4
 
 
 @dataclass(frozen=True)
@@ -79,24 +82,38 @@ class Case:
     Args:
         name: of the network and the data.
         title: for people.
-        start: the network every run begins with.
+        begin: the network every run begins with, of a seed.
         data: its splits.
         training: of every run.
         tuning: of pruned networks.
         sizes: how much is spent.
         folder: where artefacts are kept.
         scratch: where unfinished work is kept.
+        seed: of the start; the runs order their batches by twice that, the control by one more.
     """
 
     name: str
     title: str
-    start: Callable[[], nn.Module]
+    begin: Callable[[int], nn.Module]
     data: Callable[[], Dataset]
     training: Training
     tuning: Training
     sizes: Sizes
     folder: Path
     scratch: Path
+    seed: int = 0
+
+    def start(self) -> nn.Module:
+        """The network every run begins with, anew."""
+        return self.begin(self.seed)
+
+    def again(self, seed: int) -> "Case":
+        """The same from another start, in folders of its own."""
+        word = f"start-{seed}"
+        training = replace(self.training, seed=2 * seed)
+        return replace(
+            self, seed=seed, training=training, folder=self.folder / word, scratch=self.scratch / word
+        )
 
     def load(self, name: str) -> nn.Module:
         """The start with the weights of one of its networks."""
@@ -121,6 +138,7 @@ SMALL = Sizes(
     curvature=500,
     probes=2,
     family=2,
+    repeats=0,
 )
 """A pass of ResNet-20 costs thirty times one of LeNet5."""
 
@@ -132,7 +150,7 @@ def case(name: str) -> Case:
     return Case(
         name,
         "LeNet5 on MNIST" if lenet else "ResNet-20 on cifar10_jpeg",
-        lambda: start(name, 0)[0],
+        lambda seed: start(name, seed)[0],
         lambda: dataset(name),
         training,
         replace(training, epochs=1, lr=0.01),
@@ -145,7 +163,7 @@ def case(name: str) -> Case:
 def trained(case: Case, name: str) -> nn.Module:
     """A network of the first result, trained now if it is not there."""
     sparsity = RUNS[name]
-    training = replace(case.training, seed=1) if name == CONTROL else case.training
+    training = case.training if name != CONTROL else replace(case.training, seed=case.training.seed + 1)
     method = None if sparsity is None else TargetGRDA()
 
     def run(model: nn.Module, folder: Path) -> None:

@@ -7,13 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from results.landscape.networks import CONTROL, RUNS
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY
 
 COLORS = {"SGD": "black", CONTROL: SKY, "gRDA 90 %": LEAF, "gRDA 95 %": BARK, "start": GREY}
 GROUPS = {"L1": LEAF, "random": BARK}
-SHORT = {CONTROL: "SGD, other order"}
 
 
 def valley(name: str, result: dict[str, Any]) -> None:
@@ -38,7 +38,6 @@ def valley_figure(result: dict[str, Any]) -> Figure:
     ways, curvature = found.get("ways", {}), found.get("curvature", {})
     _ways(axes[0], ways, "train", "loss")
     _ways(axes[1], ways, "test", "error")
-    axes[0].legend(frameon=False, fontsize=8)
     _plane(axes[2], found.get("plane", {}).get("plane"), "training loss, plane through three", figure)
     _shares(axes[3], curvature.get("projection"))
     _spectrum(axes[4], curvature)
@@ -55,7 +54,12 @@ def pruning_figure(result: dict[str, Any]) -> Figure:
     _embedding(axes[0], family)
     for at, key in ((axes[1], "sparsity"), (axes[2], "cosine")):
         _collapse(at, family, key)
-    _plane(axes[3], found.get("slice", {}).get("radial slice"), "training loss, radial slice", figure)
+    _plane(
+        axes[3],
+        found.get("slice", {}).get("radial slice"),
+        "training loss, radial slice (pruned: green L1, brown random)",
+        figure,
+    )
     planes = next(iter(found.get("around", {}).values()), None)
     for at, score in ((axes[4], "L1"), (axes[5], "random")):
         _gap(at, planes, score, figure)
@@ -80,13 +84,25 @@ def _ways(axes: Axes, ways: Mapping[str, Any], split: str, what: str) -> None:
         kind, end = title.split(", ", 1)
         t = [p["t"] for p in way["points"]]
         y = [p[split]["loss"] if what == "loss" else 100 * (1 - p[split]["accuracy"]) for p in way["points"]]
-        style = "-" if kind == "line" else "--"
-        word = "straight" if kind == "line" else "curve"
-        axes.plot(t, y, style, color=COLORS[end], label=f"{end}, {word}", marker="o", markersize=3)
+        straight = kind == "line"
+        axes.plot(
+            t,
+            y,
+            "-" if straight else "--",
+            color=COLORS[end],
+            label=end if straight else None,
+            marker="o",
+            markersize=3,
+        )
+    axes.plot([], [], "--", color=GREY, label="along the trained curve")
     axes.set_yscale("log")
+    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        axis(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.set(
         xlabel="from SGD (0) to the other (1)", ylabel=f"{split} {what}{' %' if what == 'error' else ''}, log"
     )
+    axes.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     _plain(axes)
 
 
@@ -107,10 +123,10 @@ def _plane(axes: Axes, plane: Mapping[str, Any] | None, title: str, figure: Figu
     )
     bar = figure.colorbar(filled, ax=axes, ticks=levels[::3], format="%.2g")
     bar.minorticks_off()
-    for name, mark in plane["marks"].items():
-        _mark(axes, name, mark)
     axes.set(title=title, xlabel=plane["axes"][0], ylabel=plane["axes"][1])
     axes.set(xlim=(min(plane["x"]), max(plane["x"])), ylim=(min(plane["y"]), max(plane["y"])))
+    for name, mark in plane["marks"].items():
+        _mark(axes, name, mark)
 
 
 def _mark(axes: Axes, name: str, mark: Mapping[str, float]) -> None:
@@ -129,8 +145,16 @@ def _mark(axes: Axes, name: str, mark: Mapping[str, float]) -> None:
     )
     if group is None:
         text = name if on else f"{name} ({mark['residual']:.1f} off)"
+        low, high = axes.get_xlim()
+        right = mark["x"] > low + 0.7 * (high - low)
         axes.annotate(
-            text, (mark["x"], mark["y"]), xytext=(6, 5), textcoords="offset points", fontsize=8, color="white"
+            text,
+            (mark["x"], mark["y"]),
+            xytext=(-6 if right else 6, 5),
+            ha="right" if right else "left",
+            textcoords="offset points",
+            fontsize=8,
+            color="white",
         )
 
 
@@ -140,8 +164,8 @@ def _shares(axes: Axes, projection: Mapping[str, Any] | None) -> None:
         return
     shares = projection["shares"][::-1]
     colors = [COLORS.get(s["name"].removesuffix(" - SGD"), GREY) for s in shares]
-    axes.barh([s["name"] for s in shares], [s["share"] for s in shares], color=colors)
-    axes.axvspan(*shares[0]["interval"], color=GREY, alpha=0.35, label="95 % of random directions")
+    axes.barh([s["name"] for s in shares], [s["share"] for s in shares], color=colors, zorder=2)
+    axes.axvspan(*shares[0]["interval"], color=GREY, alpha=0.4, zorder=3, label="95 % of random directions")
     axes.set(xlabel=f"share of the length in {projection['k']} leading directions")
     axes.legend(frameon=False, fontsize=8)
     _plain(axes)
@@ -153,19 +177,14 @@ def _spectrum(axes: Axes, curvature: Mapping[str, Any]) -> None:
         return
     for name in RUNS:
         if density := curvature.get(f"density, {name}"):
-            axes.plot(density["grid"], density["density"], color=COLORS[name], label=f"{name}: density")
+            rows = [row for row in density["above"] if row[1] >= 1]
+            x, y, error = (np.array(column) for column in zip(*rows, strict=True))
+            axes.plot(x, y, color=COLORS[name], label=f"{name}: by Lanczos quadrature")
+            axes.fill_between(x, np.maximum(y - error, 0.5), y + error, color=COLORS[name], alpha=0.2)
         if pairs := curvature.get(f"leading, {name}"):
-            height = 10.0 ** (-7 - 0.4 * list(RUNS).index(name))
-            axes.plot(
-                pairs["values"],
-                [height] * len(pairs["values"]),
-                "|",
-                color=COLORS[name],
-                label=f"{name}: leading",
-            )
-    axes.set_yscale("log")
-    axes.set_xscale("symlog", linthresh=0.1)
-    axes.set(ylim=(1e-9, None), xlabel="eigenvalue of the Hessian (linear below 0.1)", ylabel="density")
+            count = range(1, len(pairs["values"]) + 1)
+            axes.plot(pairs["values"], count, "o", markersize=4, color=COLORS[name], label=f"{name}: leading")
+    axes.set(xscale="log", yscale="log", xlabel="c", ylabel="eigenvalues of the Hessian above c")
     axes.legend(frameon=False, fontsize=7)
     _plain(axes)
 
@@ -200,26 +219,16 @@ def _embedding(axes: Axes, family: Mapping[str, Any] | None) -> None:
             s=14,
             label=f"{group}, 0 % (light) to 99 %",
         )
-    for network in family["networks"]:
-        if network["group"] in ("L1", "random"):
-            continue
+    named = [n for n in family["networks"] if n["group"] not in ("L1", "random")]
+    for i, network in enumerate(named):
         tuned = network["group"].endswith("tuned")
         color = GROUPS[network["group"].split(",")[0]] if tuned else "black"
-        axes.plot(
-            network["x"],
-            network["y"],
-            "*" if tuned else "o",
-            color=color,
-            markeredgecolor="black",
-            markersize=9,
-        )
+        at = network["x"], network["y"]
+        axes.plot(*at, "*" if tuned else "o", color=color, markeredgecolor="black", markersize=10)
         axes.annotate(
-            network["name"],
-            (network["x"], network["y"]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=7,
+            network["name"], at, xytext=(9, 7 if i % 2 else -11), textcoords="offset points", fontsize=7
         )
+    axes.margins(x=0.35)
     axes.set(title="predictions, t-SNE", xticks=[], yticks=[])
     axes.legend(frameon=False, fontsize=7)
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from results.pages._shared import Table, markdown, percent
 from results.pages.landscape_valley import said
 
@@ -80,6 +82,33 @@ def family_words(found: Mapping[str, Any]) -> str:
     )
 
 
+def collapse_rows(found: Mapping[str, Any]) -> tuple[Table, str]:
+    """Accuracy of both families at equal cosine, between their two nearest members; and the widest gap."""
+    rows = [["cosine", "L1: accuracy %", "random: accuracy %"]]
+    curves = {}
+    for group in ("L1", "random"):
+        members = sorted((n["cosine"], n["accuracy"]) for n in found["networks"] if n["group"] == group)
+        curves[group] = [np.array(column) for column in zip(*members, strict=True)]
+    lowest = max(curve[0][0] for curve in curves.values())
+
+    def at(group: str, cosine: float) -> float:
+        return float(np.interp(cosine, curves[group][0], curves[group][1]))
+
+    for cosine in (0.99, 0.95, 0.9, 0.8, 0.7, 0.6):
+        if cosine >= lowest:
+            rows.append([f"{cosine:g}", *(percent(at(group, cosine), 1) for group in ("L1", "random"))])
+    widest = max(
+        (c for c in curves["random"][0] if c >= lowest), key=lambda c: abs(at("L1", c) - at("random", c))
+    )
+    gap = at("L1", widest) - at("random", widest)
+    words = (
+        f"At equal cosine the two families are up to {abs(100 * gap):.0f} points apart (at {widest:.2f}, "
+        f"{'L1' if gap > 0 else 'random'} the better): "
+        + ("cosine alone does not say the accuracy." if abs(gap) > 0.05 else "they lie on one curve.")
+    )
+    return rows, words
+
+
 def tuned_rows(found: Mapping[str, Any]) -> Table:
     rows = [
         ["SGD's network, pruned", "accuracy %", "distance to it", "after one epoch: accuracy %", "distance"]
@@ -107,7 +136,8 @@ def section(name: str, result: dict[str, Any]) -> str:
     ]
     if family := found.get("family", {}).get("family"):
         parts += [
-            "**Predictions.** " + family_words(family),
+            "**Predictions.** " + family_words(family) + " " + collapse_rows(family)[1],
+            markdown(collapse_rows(family)[0]),
             "Distances are root mean squares over images of that of two probability vectors:",
             markdown(tuned_rows(family)),
         ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from results._common import summary
 from results.landscape.networks import CONTROL, RUNS
 from results.pages._shared import Table, markdown, percent
 
@@ -113,12 +114,12 @@ def valley(ways: Mapping[str, Any]) -> str:
             f"By the mark of Frankle et al. (2020), 2 points, {said(joined)} {'is' if len(joined) == 1 else 'are'} joined to "
             f"SGD by a straight line, {said(apart)} {'is' if len(apart) == 1 else 'are'} not."
         )
-    for end, height in lines.items():
-        if end != CONTROL:
-            word = "higher" if height > control else "lower"
-            parts.append(
-                f"The wall to {end} is {word} than that of the control by {points(abs(height - control))} points."
-            )
+    beside = [
+        f"{points(abs(height - control))} points {'higher' if height > control else 'lower'} to {end}"
+        for end, height in lines.items()
+        if end != CONTROL
+    ]
+    parts.append(f"Beside that of the control the wall is {said(beside)}.")
     curves = {
         end: ways[f"bezier, {end}"]["barrier"]["test"]["error"]["height"]
         for end in ENDS
@@ -135,6 +136,47 @@ def valley(ways: Mapping[str, Any]) -> str:
             )
         )
     return " ".join(parts)
+
+
+def starts(found: Mapping[str, Any]) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Barrier of the test error on the line, and share in the leading eigenspace, by end; one pair a start."""
+    pieces = [{"ways": found.get("ways", {}), "projection": found.get("curvature", {}).get("projection")}]
+    pieces += found.get("repeats", {}).values()
+    return [
+        (
+            {end: piece["ways"][f"line, {end}"]["barrier"]["test"]["error"]["height"] for end in ENDS},
+            {
+                share["name"].removesuffix(" - SGD"): share["share"]
+                for share in piece["projection"]["shares"][: len(ENDS)]
+            },
+        )
+        for piece in pieces
+        if piece["projection"] and all(f"line, {end}" in piece["ways"] for end in ENDS)
+    ]
+
+
+def repeat_rows(each: list[tuple[dict[str, float], dict[str, float]]]) -> tuple[Table, str]:
+    """Both measures over all starts, and what may be said of their paired differences to the control."""
+    rows = [["from SGD to", "barrier of the test error, points", "share in the leading directions"]]
+    words = []
+    for end in ENDS:
+        barrier, share = (summary([measures[i][end] for measures in each]) for i in (0, 1))
+        rows.append(
+            [
+                end,
+                f"{points(barrier['mean'])} ± {points(barrier['sd'])}",
+                f"{share['mean']:.4f} ± {share['sd']:.4f}",
+            ]
+        )
+        if end == CONTROL:
+            continue
+        for i, what in enumerate(("barrier", "share")):
+            gap = summary([measures[i][end] - measures[i][CONTROL] for measures in each])
+            scale, unit = (100, " points") if i == 0 else (1, "")
+            low, high = scale * gap["low"], scale * gap["high"]
+            found = "larger" if low > 0 else "smaller" if high < 0 else "not surely different"
+            words.append(f"{what} to {end} {found} ({low:+.3g} to {high:+.3g}{unit})")
+    return rows, f"Beside the control, 95 % intervals of the mean paired difference: {said(words)}."
 
 
 def share_rows(projection: Mapping[str, Any]) -> Table:
@@ -170,38 +212,45 @@ def flat(projection: Mapping[str, Any]) -> str:
         parts.append("gRDA leaves SGD by no flatter directions than a second run of SGD does.")
     above_chance = [s["name"] for s in sparse if s["share"] > s["interval"][1]]
     if above_chance:
-        parts.append(f"{said(above_chance)} lies in them more than chance would have it: small is not flat.")
+        parts.append(
+            f"More than chance would have it {'lie' if len(above_chance) > 1 else 'lies'} in them of "
+            f"{said(above_chance)}: a small share, and not smaller than a random direction's."
+        )
     return " ".join(parts)
 
 
 def spectrum_rows(curvature: Mapping[str, Any]) -> Table:
-    rows = [
-        [
-            "network",
-            "largest eigenvalues",
-            "tenth",
-            "eigenvalues above 10 % of the largest",
-            "above 1 %",
-            "trace",
-        ]
-    ]
+    rows = [["network", "largest eigenvalues", "tenth", "how many above 1", "trace"]]
     for name in RUNS:
         pairs = curvature.get(f"leading, {name}")
         if pairs is None:
-            rows.append([name, "not run", "", "", "", ""])
+            rows.append([name, "not run", "", "", ""])
             continue
         density = curvature.get(f"density, {name}")
-        counts = [density["above"]["0.1"], density["above"]["0.01"], density["trace"]] if density else []
+        counts = (
+            [next(rest for cut, *rest in density["above"] if cut == 1), density["trace"]] if density else []
+        )
         values = pairs["values"]
         rows.append(
             [
                 name,
                 ", ".join(f"{value:.3g}" for value in values[:3]),
                 f"{values[-1]:.3g}",
-                *([f"{mean:.3g} ± {error:.2g}" for mean, error in counts] or ["not run"] * 3),
+                *([f"{mean:.3g} ± {error:.2g}" for mean, error in counts] or ["not run"] * 2),
             ]
         )
     return rows
+
+
+def steeper(curvature: Mapping[str, Any]) -> str:
+    """Largest eigenvalues of gRDA beside those of SGD."""
+    tops = {
+        name: curvature[f"leading, {name}"]["values"][0] for name in RUNS if f"leading, {name}" in curvature
+    }
+    if "SGD" not in tops or len(tops) < 2:
+        return ""
+    times = [f"{top / tops['SGD']:.1f} times at {name}" for name, top in tops.items() if name != "SGD"]
+    return f"The largest eigenvalue is {tops['SGD']:.3g} at SGD, and of that " + said(times) + "."
 
 
 def function_rows(found: Mapping[str, Any]) -> Table:
@@ -255,7 +304,7 @@ def section(name: str, result: dict[str, Any]) -> str:
     epochs = result["training"].get("epochs", 1)
     parts = [
         f"{epochs} epochs each from one start: SGD, target gRDA at 90 and 95 % on the same batches, and as control a second SGD "
-        "run on the batches in another order. One run of each. Values along ways and on planes are measured on the "
+        "run on the batches in another order. One run of each, unless said. Values along ways and on planes are measured on the "
         f"first images of fixed permutations: ways on {size['train']:,} training and {size['test']:,} test images, planes and "
         f"curvature on {size['plane']:,} and {size['curvature']:,} training images; bends are trained on "
         f"{size['curve']:,} training images, {size['epochs']} epochs."
@@ -288,10 +337,14 @@ def section(name: str, result: dict[str, Any]) -> str:
                 markdown(share_rows(projection)),
             ]
         parts += [
-            f"Hessian of the loss on {size['curvature']:,} training images:",
+            f"Hessian of the loss on {size['curvature']:,} training images. " + steeper(curvature),
             markdown(spectrum_rows(curvature)),
         ]
     else:
         parts.append("Curvature: not run.")
+    each = starts(found)
+    if len(each) > 1:
+        rows, words = repeat_rows(each)
+        parts += [f"**Over {len(each)} starts**, mean ± standard deviation. " + words, markdown(rows)]
     parts.append(f"![Between SGD and gRDA](landscape-{name}-valley.png)")
     return "\n\n".join(parts)
