@@ -61,7 +61,7 @@ def parts(folder: Path) -> dict[str, Any]:
 
 
 def test_runs_begin_together_and_end_at_what_was_asked_for(parts: dict[str, Any]) -> None:
-    runs = parts["runs"]
+    runs = parts["networks"]
     assert runs["start"]["distance_from_start"] == 0
     assert runs["gRDA 90 %"]["sparsity"] == pytest.approx(0.9, abs=1e-3)
     assert runs[CONTROL]["sparsity"] == 0

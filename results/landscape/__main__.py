@@ -6,14 +6,15 @@ Two questions. Do gRDA and SGD, from one start on the same batches, end in one v
 Networks") - and does a control of two SGD runs, which differ in the order of the data alone, look any different? What
 does pruning by magnitude and at random do to a network, at equal cosine ("What Makes a Good Prune?")?
 
-  runs       accuracies of the networks, which are trained here and kept in points/landscape/<network>/
+  networks   accuracies of the networks, which are trained here and kept in points/landscape/<network>/
   ways       straight lines and trained Bezier curves between SGD, gRDA and the control
   functions  agreement, divergence, logit cosine, CKA
-  curvature  leading eigenpairs, density, and the share of the differences in the leading eigenspace
+  curvature  leading eigenpairs, and the share of the differences in the leading eigenspace
   plane      through SGD, the control and gRDA
   family     t-SNE of predictions, accuracy against cosine
   slice      radial slice: origin, start, end
   around     filter-normalized planes of L1 and random pruning at equal cosine
+  density    how many eigenvalues lie above any line, by stochastic Lanczos quadrature
   repeats    lines and shares again from other starts (LeNet5 only)
 
 LeNet5 starts from scratch, ResNet-20 from the prepared checkpoint; 3 epochs each, as in the studies. Test images are
@@ -30,7 +31,7 @@ from results.landscape import after_pruning, between, networks
 from results.landscape.networks import Case, Make, case, slug
 
 PARTS: dict[str, Callable[[Case], dict[str, Make]]] = {
-    "runs": networks.runs,
+    "networks": networks.measured,
     "functions": between.functions,
     "ways": between.ways,
     "curvature": between.curvature,
@@ -38,6 +39,7 @@ PARTS: dict[str, Callable[[Case], dict[str, Make]]] = {
     "family": after_pruning.family,
     "slice": after_pruning.slice_,
     "around": after_pruning.around,
+    "density": between.spectra,
     "repeats": between.repeats,
 }
 NETWORKS = ("lenet5-mnist", "resnet20-prepared")

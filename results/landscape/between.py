@@ -86,14 +86,17 @@ def functions(case: Case) -> dict[str, Make]:
 
 
 def curvature(case: Case) -> dict[str, Make]:
-    """Leading eigenpairs of SGD and gRDA, what of their difference lies in those of SGD, and densities."""
-    last = SPARSE[-1]
+    """Leading eigenpairs of SGD and gRDA, and what of their difference lies in those of SGD."""
     return {
         "leading, SGD": lambda: _leading(case, "SGD").to_dict(),
         "projection": partial(_projection, case),
         **{f"leading, {name}": partial(lambda name: _leading(case, name).to_dict(), name) for name in PAIRS},
-        **{f"density, {name}": partial(_density, case, name) for name in ("SGD", last)},
     }
+
+
+def spectra(case: Case) -> dict[str, Make]:
+    """The density of all eigenvalues at SGD and the sparser gRDA, as numbers of eigenvalues above cut-offs."""
+    return {name: partial(_density, case, name) for name in ("SGD", SPARSE[-1])}
 
 
 def _risk(case: Case, network: nn.Module) -> Risk:

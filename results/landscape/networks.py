@@ -208,7 +208,7 @@ def _made(
     return case.load(name)
 
 
-def runs(case: Case) -> dict[str, Make]:
+def measured(case: Case) -> dict[str, Make]:
     """Accuracy, zeros and the way gone of all networks of the first result, and of the start."""
 
     def measure(model: nn.Module) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def valley_figure(result: dict[str, Any]) -> Figure:
     _ways(axes[1], ways, "test", "error")
     _plane(axes[2], found.get("plane", {}).get("plane"), "training loss, plane through three", figure)
     _shares(axes[3], curvature.get("projection"))
-    _spectrum(axes[4], curvature)
+    _spectrum(axes[4], curvature, found.get("density", {}))
     _cka(axes[5], found.get("functions", {}).get("functions"))
     return figure
 
@@ -171,12 +171,12 @@ def _shares(axes: Axes, projection: Mapping[str, Any] | None) -> None:
     _plain(axes)
 
 
-def _spectrum(axes: Axes, curvature: Mapping[str, Any]) -> None:
-    if not any(key.startswith("leading") for key in curvature):
+def _spectrum(axes: Axes, curvature: Mapping[str, Any], densities: Mapping[str, Any]) -> None:
+    if not curvature:
         _missing(axes, "spectrum")
         return
     for name in RUNS:
-        if density := curvature.get(f"density, {name}"):
+        if density := densities.get(name):
             rows = [row for row in density["above"] if row[1] >= 1]
             x, y, error = (np.array(column) for column in zip(*rows, strict=True))
             axes.plot(x, y, color=COLORS[name], label=f"{name}: by Lanczos quadrature")

@@ -219,14 +219,14 @@ def flat(projection: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def spectrum_rows(curvature: Mapping[str, Any]) -> Table:
+def spectrum_rows(curvature: Mapping[str, Any], densities: Mapping[str, Any]) -> Table:
     rows = [["network", "largest eigenvalues", "tenth", "how many above 1", "trace"]]
     for name in RUNS:
         pairs = curvature.get(f"leading, {name}")
         if pairs is None:
             rows.append([name, "not run", "", "", ""])
             continue
-        density = curvature.get(f"density, {name}")
+        density = densities.get(name)
         counts = (
             [next(rest for cut, *rest in density["above"] if cut == 1), density["trace"]] if density else []
         )
@@ -250,7 +250,15 @@ def steeper(curvature: Mapping[str, Any]) -> str:
     if "SGD" not in tops or len(tops) < 2:
         return ""
     times = [f"{top / tops['SGD']:.1f} times at {name}" for name, top in tops.items() if name != "SGD"]
-    return f"The largest eigenvalue is {tops['SGD']:.3g} at SGD, and of that " + said(times) + "."
+    words = f"The largest eigenvalue is {tops['SGD']:.3g} at SGD, and of that " + said(times) + "."
+    if projection := curvature.get("projection"):
+        lengths = {share["name"]: share["norm"] for share in projection["shares"]}
+        words += (
+            " Curvature depends on the scale of the weights, whose length is "
+            + said([f"{lengths[name]:.1f} at {name}" for name in tops])
+            + ": what is sharper in these coordinates need not generalize worse."
+        )
+    return words
 
 
 def function_rows(found: Mapping[str, Any]) -> Table:
@@ -309,7 +317,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         f"curvature on {size['plane']:,} and {size['curvature']:,} training images; bends are trained on "
         f"{size['curve']:,} training images, {size['epochs']} epochs."
     ]
-    parts += [markdown(run_rows(found.get("runs", {})))]
+    parts += [markdown(run_rows(found.get("networks", {})))]
     if ways := found.get("ways"):
         parts += [
             valley(ways),
@@ -338,7 +346,7 @@ def section(name: str, result: dict[str, Any]) -> str:
             ]
         parts += [
             f"Hessian of the loss on {size['curvature']:,} training images. " + steeper(curvature),
-            markdown(spectrum_rows(curvature)),
+            markdown(spectrum_rows(curvature, found.get("density", {}))),
         ]
     else:
         parts.append("Curvature: not run.")
