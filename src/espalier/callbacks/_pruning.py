@@ -12,7 +12,6 @@ from espalier._errors import EspalierError, near
 from espalier.checkpoint import open_checkpoint
 from espalier.masks import Masks, named_parameters, unwrapped
 from espalier.methods import AbstractMethod, Fixed, MaskRule, Plan, Rule, TargetGRDA, Threshold
-from espalier.methods.masked import zeros_of
 from espalier.selection import Scope, select
 
 if TYPE_CHECKING:
@@ -148,11 +147,6 @@ class Run:
     def after_epoch(self, epoch: int) -> None:
         """Epoch 1, 2, ... is over."""
         self.rule.after_epoch(epoch)
-
-    @property
-    def sparsity(self) -> float:
-        """Zeros over entries of the pruned parameters now."""
-        return zeros_of(self.rule) / self.rule.entries
 
     def finish(self) -> Masks:
         """What is kept, after a last look that the rest is zero; less may be pruned than asked in a run cut short."""

@@ -117,7 +117,7 @@ class Prune(Callback):
         """Log how many zeros there are."""
         if self._run is not None:
             self._run.after_epoch(trainer.current_epoch + 1)
-            pl_module.log("espalier/sparsity", self._run.sparsity, sync_dist=True)
+            pl_module.log("espalier/sparsity", self._run.rule.sparsity, sync_dist=True)
 
     def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """Verify, and say what is kept."""

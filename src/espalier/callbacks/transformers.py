@@ -126,7 +126,7 @@ class Prune(TrainerCallback):
         """Log how many zeros there are."""
         if self._run is not None:
             self._run.after_epoch(round(state.epoch or 0))
-            _log(self.log, state, {"sparsity": self._run.sparsity})
+            _log(self.log, state, {"sparsity": self._run.rule.sparsity})
 
     def on_save(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any

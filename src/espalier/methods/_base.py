@@ -143,6 +143,13 @@ class Rule:
         """Entries to keep at the end, exactly."""
         return kept_entries(self.entries, self.plan.target)
 
+    @property
+    def sparsity(self) -> float:
+        """Zeros / entries of the pruned parameters now."""
+        with torch.no_grad():
+            zeros = sum(int((parameter == 0).sum()) for parameter in self.parameters.values())
+        return zeros / self.entries
+
     # --- what is trained
 
     def extra(self) -> list[nn.Parameter]:

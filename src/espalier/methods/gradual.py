@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from espalier.allocate import AbstractAllocation, Global
 from espalier.methods._base import AbstractMethod, Plan
-from espalier.methods.masked import MaskRule, choose, zeros_of
+from espalier.methods.masked import MaskRule, choose
 from espalier.methods.ramp import changes, check_ramp, sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
 from espalier.scores import AbstractScore, Magnitude
@@ -67,7 +67,7 @@ class _Ramp(MaskRule):
 
     def begin(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self.start = zeros_of(self) / self.entries
+        self.start = self.sparsity
         if self.plan.steps == 0:
             self.update(1.0)
 

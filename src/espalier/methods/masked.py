@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -78,12 +77,6 @@ class MaskRule(Rule):
         """Hold the masks again."""
         masks: dict[str, Tensor] | None = state["masks"]
         self.hold(None if masks is None else Masks(masks), optimizer)
-
-
-def zeros_of(rule: Rule) -> int:
-    """Zeros of the pruned parameters now."""
-    with torch.no_grad():
-        return sum(int((parameter == 0).sum()) for parameter in rule.parameters.values())
 
 
 _TOKEN = 1e-7

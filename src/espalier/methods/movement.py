@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation, Global
 from espalier.methods._base import AbstractMethod, Plan
-from espalier.methods.masked import MaskRule, choose, zeros_of
+from espalier.methods.masked import MaskRule, choose
 from espalier.methods.ramp import changes, check_ramp, sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
 from espalier.scores import Evidence, Movement
@@ -76,7 +76,7 @@ class _Moving(MaskRule):
 
     def begin(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
-        self.start = zeros_of(self) / self.entries
+        self.start = self.sparsity
 
     def measured(self) -> dict[str, Tensor] | None:
         if self.masks is not None:
