@@ -10,7 +10,7 @@ from typing import Any
 from espalier._errors import CheckpointError, listing
 from espalier.checkpoint._base import Layout
 from espalier.checkpoint.safetensors_file import read_header
-from espalier.checkpoint.sparse_format import SPARSE_KEY, sparse_table
+from espalier.checkpoint.sparse_map import SPARSE_KEY, sparse_table
 from espalier.checkpoint.stored import AbstractStored, open_file
 from espalier.checkpoint.torch_file import read_torch
 

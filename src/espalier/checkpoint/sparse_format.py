@@ -1,12 +1,10 @@
-"""The sparse format: which tensors of a safetensors file are stored as mask and values, and how to read them.
+"""The sparse format: tensors as mask and values, encoded and decoded.
 
-`docs/sparse-format.md` is the specification.
+`docs/sparse-format.md` is the specification; where they lie in a file is for `sparse_map`.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,40 +24,12 @@ from espalier.checkpoint.codec import (
     encode_blocks,
     mask_length,
 )
-from espalier.checkpoint.safetensors_file import DTYPE_NAMES, DTYPES
 from espalier.checkpoint.stored import AbstractStored, Raw, open_file, read_into
 
-SPARSE_KEY = "espalier.sparse"
-"""The metadata key of the map."""
-
-VERSION = 2
-_SMALLEST = 256  # entries below which the map costs more than zeros save
-_OVERHEAD = 256  # bytes of header that a sparse tensor costs beyond a dense one
+_SMALLEST = 256  # entries below which nothing is tried
+_WORTH = 256  # bytes that must be saved: about what the first sparse tensor of a file costs elsewhere in it
 _TOUCHED = 64  # entries for each stored one that are cleared without being asked for
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor in the map.
-
-    Args:
-        dtype: its dtype as safetensors writes it, e.g. "F32".
-        shape: its shape.
-        stored: entries whose bits are not all zero.
-        packing: "none", or "zlib" where the mask is deflated.
-        length: bytes of the mask, after inflating.
-        mask: name of the U8 tensor that holds the mask.
-        values: name of the 1-D tensor that holds the stored entries.
-    """
-
-    dtype: str
-    shape: list[int]
-    stored: int
-    packing: Packing
-    length: int
-    mask: str
-    values: str
 
 
 @dataclass(frozen=True)
@@ -185,7 +155,7 @@ def encode(tensor: Tensor) -> Encoded | None:
     flat = _as_integers(tensor.detach().cpu().contiguous())
     counts = count_blocks(flat)
     stored, length = sum(counts), mask_length(len(flat), counts)
-    if stored * tensor.itemsize + length + _OVERHEAD >= tensor.nbytes:
+    if stored * tensor.itemsize + length + _WORTH >= tensor.nbytes:
         return None
     values = np.empty(stored, flat.dtype)
     mask = encode_blocks(flat, counts, values)
@@ -195,108 +165,3 @@ def encode(tensor: Tensor) -> Encoded | None:
     if packed is not None and len(packed) * BLOCK >= len(flat):
         mask, packing = np.frombuffer(bytearray(packed), np.uint8), "zlib"
     return Encoded(torch.from_numpy(values).view(tensor.dtype), torch.from_numpy(mask), packing, length)
-
-
-def entry(tensor: Tensor, encoded: Encoded, mask: str, values: str) -> Entry:
-    """What the map says of a tensor."""
-    dtype, stored = DTYPE_NAMES[tensor.dtype], encoded.values.numel()
-    return Entry(dtype, list(tensor.shape), stored, encoded.packing, encoded.length, mask, values)
-
-
-def dump_map(entries: Mapping[str, Entry]) -> str:
-    """The map as JSON."""
-    tensors = {name: asdict(item) for name, item in entries.items()}
-    return json.dumps({"version": VERSION, "tensors": tensors}, separators=(",", ":"))
-
-
-def physical_names(name: str, taken: Set[str]) -> tuple[str, str]:
-    """Names for the mask and the values of a tensor that no other tensor has."""
-    stem = f"{name}.espalier"
-    while f"{stem}_mask" in taken or f"{stem}_values" in taken:
-        stem += "_"
-    return f"{stem}_mask", f"{stem}_values"
-
-
-def sparse_table(path: Path, physical: Mapping[str, Raw], text: str) -> dict[str, AbstractStored]:
-    """The tensors of a file that has a map: each where its values lie, the masks gone.
-
-    Raises:
-        CheckpointError: the map is malformed or does not fit the tensors of the file.
-    """
-    entries = {name: _checked(path, name, item, physical) for name, item in _load_map(path, text).items()}
-    by_values = {at.values.name: name for name, at in entries.items()}
-    masks = {at.mask.name for at in entries.values()}
-    if len(by_values) + len(masks) < 2 * len(entries) or masks & by_values.keys():
-        raise CheckpointError(f"{path}: two sparse tensors share their mask or values; the map is corrupt")
-    table: dict[str, AbstractStored] = {}
-    for name, raw in physical.items():
-        if name in by_values:
-            table[by_values[name]] = entries[by_values[name]]
-        elif name in entries:
-            raise CheckpointError(
-                f"{path}: tensor {name!r} is there twice, dense and sparse; the map is corrupt"
-            )
-        elif name not in masks:
-            table[name] = raw
-    return table
-
-
-def _load_map(path: Path, text: str) -> dict[str, Any]:
-    try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: `{SPARSE_KEY}` is not JSON: {error}") from None
-    if not isinstance(table, dict) or not isinstance(table.get("tensors"), dict):
-        raise CheckpointError(f"{path}: `{SPARSE_KEY}` must be an object with version and tensors")
-    if table.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: sparse format version {table.get('version')!r}, this Espalier reads {VERSION}: unpack the "
-            "file with the Espalier that wrote it, or update this one"
-        )
-    tensors: dict[str, Any] = table["tensors"]
-    return tensors
-
-
-def _checked(path: Path, name: str, item: Any, physical: Mapping[str, Raw]) -> Sparse:
-    fault = f"{path}: sparse tensor {name!r}"
-    if not isinstance(item, dict) or item.keys() != Entry.__annotations__.keys():
-        raise CheckpointError(f"{fault} must have exactly {', '.join(Entry.__annotations__)}")
-    if not all(isinstance(item[key], str) for key in ("dtype", "packing", "mask", "values")):
-        raise CheckpointError(f"{fault}: dtype, packing, mask and values must be strings")
-    numbers = [
-        item["stored"],
-        item["length"],
-        *(item["shape"] if isinstance(item["shape"], list) else [None]),
-    ]
-    if not all(type(number) is int and 0 <= number < 1 << 62 for number in numbers):
-        raise CheckpointError(f"{fault}: shape, stored and length must be natural numbers")
-    dtype = DTYPES.get(item["dtype"])
-    if dtype not in REAL_DTYPES or item["packing"] not in ("none", "zlib"):
-        raise CheckpointError(f"{fault} has dtype {item['dtype']!r:.40} and packing {item['packing']!r:.40}")
-    mask, values = physical.get(item["mask"]), physical.get(item["values"])
-    if mask is None or mask.dtype != torch.uint8 or len(mask.shape) != 1:
-        raise CheckpointError(f"{fault} needs the 1-D U8 tensor {item['mask']!r}, which is not in the file")
-    if values is None or values.dtype != dtype or values.shape != (item["stored"],):
-        raise CheckpointError(
-            f"{fault} needs {item['values']!r} with {item['stored']} entries of {item['dtype']}, "
-            "which is not in the file"
-        )
-    sparse = Sparse(
-        name, tuple(item["shape"]), dtype, item["stored"], item["packing"], item["length"], mask, values
-    )
-    _check_sizes(fault, sparse)
-    return sparse
-
-
-def _check_sizes(fault: str, sparse: Sparse) -> None:
-    n, stored, length, mask = sparse.entries, sparse.stored, sparse.length, sparse.mask.entries
-    blocks = -(-n // BLOCK)
-    # Deflate gains at most 1032 to 1; what claims more would make a few bytes ask for much memory.
-    largest = mask if sparse.packing == "none" else 1040 * mask + 64
-    smallest = mask if sparse.packing == "none" else 4 * blocks + 4
-    right = smallest <= length <= largest and 4 * blocks + 4 <= length <= 4 * blocks + 4 + n // 8 + blocks
-    if not (0 < n < 1 << 62 and stored <= n <= BLOCK * mask and right):
-        raise CheckpointError(
-            f"{fault}: {n} entries, {stored} stored and a mask of {length} bytes in {mask} do not fit "
-            "together; the map is corrupt"
-        )
