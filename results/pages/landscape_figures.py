@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from results.landscape.networks import CONTROL, RUNS
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY
@@ -57,7 +57,7 @@ def pruning_figure(result: dict[str, Any]) -> Figure:
     _plane(
         axes[3],
         found.get("slice", {}).get("radial slice"),
-        "training loss, radial slice (pruned: green L1, brown random)",
+        "training loss, radial slice",
         figure,
     )
     planes = next(iter(found.get("around", {}).values()), None)
@@ -123,7 +123,8 @@ def _plane(axes: Axes, plane: Mapping[str, Any] | None, title: str, figure: Figu
     )
     bar = figure.colorbar(filled, ax=axes, ticks=levels[::3], format="%.2g")
     bar.minorticks_off()
-    axes.set(title=title, xlabel=plane["axes"][0], ylabel=plane["axes"][1])
+    axes.set_title(title, fontsize=11)
+    axes.set(xlabel=plane["axes"][0], ylabel=plane["axes"][1])
     axes.set(xlim=(min(plane["x"]), max(plane["x"])), ylim=(min(plane["y"]), max(plane["y"])))
     for name, mark in plane["marks"].items():
         _mark(axes, name, mark)
@@ -198,6 +199,7 @@ def _cka(axes: Axes, functions: Mapping[str, Any] | None) -> None:
             other = pair["b"] if pair["a"] == "SGD" else "start"
             values = [np.nan if v is None else v for v in pair["cka"].values()]
             axes.plot(range(1, len(values) + 1), values, "o-", markersize=3, color=COLORS[other], label=other)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="layer", ylabel="linear CKA with SGD", ylim=(None, 1.02))
     axes.legend(frameon=False, fontsize=8)
     _plain(axes)
@@ -273,6 +275,5 @@ def _gap(axes: Axes, planes: Mapping[str, Any] | None, score: str, figure: Figur
         norm=LogNorm(max(top / 1e4, 1e-6), top),
     )
     figure.colorbar(image, ax=axes)
-    axes.set(
-        title=f"{score} at cosine {cosine:g}: |loss - parent's|", xlabel="first direction", ylabel="second"
-    )
+    axes.set(title=f"{score} at cosine {cosine:g}: |loss - parent's|")
+    axes.set(xlabel="first direction", ylabel="second", xticks=(-1, 0, 1), yticks=(-1, 0, 1))

@@ -153,7 +153,11 @@ def section(name: str, result: dict[str, Any]) -> str:
         ]
     else:
         parts.append("Planes of random directions: not run.")
-    if "slice" not in found:
-        parts.append("Radial slice: not run.")
+    parts.append(
+        "In the radial slice, the plane through origin, start and end, green is L1 and brown random pruning, a star what "
+        "one epoch made of it; all are projected into it."
+        if "slice" in found
+        else "Radial slice: not run."
+    )
     parts.append(f"![After pruning](landscape-{name}-pruning.png)")
     return "\n\n".join(parts)

@@ -8,7 +8,8 @@ from results.landscape.networks import CONTROL, RUNS
 from results.pages._shared import Table, markdown, percent
 
 STABLE = 0.02
-"""Barrier of the error below which Frankle et al. (2020) call two networks linearly connected."""
+"""Rise of the error up to which Frankle et al. (2020) call two networks linearly connected; they count it from the mean
+of the ends, which here are unequal: half of their difference would be in it."""
 ENDS = [name for name in RUNS if name != "SGD"]
 
 
@@ -26,6 +27,11 @@ def above(way: Mapping[str, Any], split: str) -> float:
     """How far the error on the way rises above its worse end."""
     errors = [1 - point[split]["accuracy"] for point in way["points"]]
     return float(max(errors) - max(errors[0], errors[-1]))
+
+
+def ends_apart(way: Mapping[str, Any]) -> float:
+    """Test error at the end of a way minus that at its start."""
+    return float(way["points"][0]["test"]["accuracy"] - way["points"][-1]["test"]["accuracy"])
 
 
 def run_rows(runs: Mapping[str, Any]) -> Table:
@@ -83,55 +89,50 @@ def way_rows(ways: Mapping[str, Any]) -> Table:
 
 
 def valley(ways: Mapping[str, Any]) -> str:
-    """The answer in words, by the barrier of the test error on the straight line."""
-    lines = {
-        end: ways[f"line, {end}"]["barrier"]["test"]["error"]["height"]
-        for end in ENDS
-        if f"line, {end}" in ways
-    }
+    """The answer in words, by how far the test error rises on the straight line."""
+    lines = {end: above(ways[f"line, {end}"], "test") for end in ENDS if f"line, {end}" in ways}
     if CONTROL not in lines or len(lines) < 2:
         return "Whether they share a valley is not known yet: the control or gRDA was not run."
-    control = lines[CONTROL]
     joined = [end for end in lines if lines[end] < STABLE]
     apart = [end for end in lines if end not in joined]
     parts = [
-        "**Do they share a valley?** On the straight line from SGD the barrier of the test error is "
-        + said([f"{points(height)} points to {end}" for end, height in lines.items()])
-        + "."
+        "**Do they share a valley?** On the straight line from SGD the test error rises above that of the worse end by "
+        + said([f"{points(rise)} points on the way to {end}" for end, rise in lines.items()])
+        + ". By the mark of Frankle et al. (2020), 2 points,"
     ]
     if not apart:
-        parts.append(
-            "By the mark of Frankle et al. (2020), 2 points, all of them lie in one valley: gRDA with SGD, and the control "
-            "too."
-        )
+        parts.append("all of them lie in one valley: gRDA with SGD, and the control too.")
     elif not joined:
         parts.append(
-            "By the mark of Frankle et al. (2020), 2 points, none of them is joined to SGD by a straight line: gRDA is not, "
-            "and neither is a second run of SGD."
+            "none of them is joined to SGD by a straight line: gRDA is not, and neither is a second run of SGD."
         )
     else:
         parts.append(
-            f"By the mark of Frankle et al. (2020), 2 points, {said(joined)} {'is' if len(joined) == 1 else 'are'} joined to "
-            f"SGD by a straight line, {said(apart)} {'is' if len(apart) == 1 else 'are'} not."
+            f"{said(joined)} {'is' if len(joined) == 1 else 'are'} joined to SGD by a straight line, {said(apart)} "
+            f"{'is' if len(apart) == 1 else 'are'} not."
         )
     beside = [
-        f"{points(abs(height - control))} points {'higher' if height > control else 'lower'} to {end}"
-        for end, height in lines.items()
+        f"{points(abs(rise - lines[CONTROL]))} points {'higher' if rise > lines[CONTROL] else 'lower'} to {end}"
+        for end, rise in lines.items()
         if end != CONTROL
     ]
-    parts.append(f"Beside that of the control the wall is {said(beside)}.")
-    curves = {
-        end: ways[f"bezier, {end}"]["barrier"]["test"]["error"]["height"]
-        for end in ENDS
-        if f"bezier, {end}" in ways
-    }
+    if apart:
+        parts.append(f"Beside that of the control the wall is {said(beside)}.")
+    higher = {end: ends_apart(ways[f"line, {end}"]) for end in joined if end != CONTROL}
+    if higher := {end: by for end, by in higher.items() if by >= STABLE}:
+        parts.append(
+            "No wall is not the same height: the error is "
+            + said([f"{points(by)} points higher at {end} itself" for end, by in higher.items()])
+            + ", so gRDA ends on the slope of the valley and not at its bottom."
+        )
+    curves = {end: above(ways[f"bezier, {end}"], "test") for end in ENDS if f"bezier, {end}" in ways}
     if curves:
         parts.append(
-            "Along the trained curve it is "
-            + said([f"{points(height)} to {end}" for end, height in curves.items()])
+            "Along the trained curve it rises by "
+            + said([f"{points(rise)} to {end}" for end, rise in curves.items()])
             + (
                 ": the curve leads to the control as well, so that there is one to gRDA says nothing of gRDA."
-                if curves.get(CONTROL, 1.0) < STABLE
+                if apart and curves.get(CONTROL, 1.0) < STABLE
                 else "."
             )
         )
@@ -139,12 +140,12 @@ def valley(ways: Mapping[str, Any]) -> str:
 
 
 def starts(found: Mapping[str, Any]) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """Barrier of the test error on the line, and share in the leading eigenspace, by end; one pair a start."""
+    """Rise of the test error on the line, and share in the leading eigenspace, by end; one pair a start."""
     pieces = [{"ways": found.get("ways", {}), "projection": found.get("curvature", {}).get("projection")}]
     pieces += found.get("repeats", {}).values()
     return [
         (
-            {end: piece["ways"][f"line, {end}"]["barrier"]["test"]["error"]["height"] for end in ENDS},
+            {end: above(piece["ways"][f"line, {end}"], "test") for end in ENDS},
             {
                 share["name"].removesuffix(" - SGD"): share["share"]
                 for share in piece["projection"]["shares"][: len(ENDS)]
@@ -157,20 +158,20 @@ def starts(found: Mapping[str, Any]) -> list[tuple[dict[str, float], dict[str, f
 
 def repeat_rows(each: list[tuple[dict[str, float], dict[str, float]]]) -> tuple[Table, str]:
     """Both measures over all starts, and what may be said of their paired differences to the control."""
-    rows = [["from SGD to", "barrier of the test error, points", "share in the leading directions"]]
+    rows = [["from SGD to", "test error above the worse end, points", "share in the leading directions"]]
     words = []
     for end in ENDS:
-        barrier, share = (summary([measures[i][end] for measures in each]) for i in (0, 1))
+        rise, share = (summary([measures[i][end] for measures in each]) for i in (0, 1))
         rows.append(
             [
                 end,
-                f"{points(barrier['mean'])} ± {points(barrier['sd'])}",
+                f"{points(rise['mean'])} ± {points(rise['sd'])}",
                 f"{share['mean']:.4f} ± {share['sd']:.4f}",
             ]
         )
         if end == CONTROL:
             continue
-        for i, what in enumerate(("barrier", "share")):
+        for i, what in enumerate(("rise", "share")):
             gap = summary([measures[i][end] - measures[i][CONTROL] for measures in each])
             scale, unit = (100, " points") if i == 0 else (1, "")
             low, high = scale * gap["low"], scale * gap["high"]
@@ -317,6 +318,11 @@ def section(name: str, result: dict[str, Any]) -> str:
         f"curvature on {size['plane']:,} and {size['curvature']:,} training images; bends are trained on "
         f"{size['curve']:,} training images, {size['epochs']} epochs."
     ]
+    start = found.get("networks", {}).get("start")
+    if start and start["accuracy"] > 0.5:
+        parts.append(
+            "The start is a trained network here, not one at random: what follows is about fine-tuning."
+        )
     parts += [markdown(run_rows(found.get("networks", {})))]
     if ways := found.get("ways"):
         parts += [
@@ -326,7 +332,7 @@ def section(name: str, result: dict[str, Any]) -> str:
         ]
         parts += [
             "Errors in points. A barrier is the largest value on the way minus the mean of its ends, so unequal ends alone "
-            "give one; the last but one column is what is left above the worse end."
+            "give one; the last but one column, by which is judged here, is what is left above the worse end."
         ]
     else:
         parts.append("Ways: not run.")
