@@ -8,6 +8,7 @@ Reads the JSON files of this folder and nothing else. A result that is not there
 import re
 
 from results.pages import (
+    calibration_error,
     compared,
     directional_small,
     landscape,
@@ -26,6 +27,7 @@ CHAPTERS = [
     minilm.CHAPTER,
     *compared.CHAPTERS,
     *training.CHAPTERS,
+    calibration_error.CHAPTER,
     minilm_layerwise.CHAPTER,
     directional_small.CHAPTER,
     *landscape.CHAPTERS,
