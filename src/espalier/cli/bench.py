@@ -71,7 +71,8 @@ def command(
     try:
         with TemporaryDirectory() as folder, progress_bar(not as_json) as bar:
             task = bar.add_task("writing the sparse file", total=None)
-            written = to_sparse(checkpoint, Path(folder) / "sparse.safetensors")
+            shards = checkpoint.layout is not None and checkpoint.layout.folder is not None
+            written = to_sparse(checkpoint, Path(folder) / ("sparse" if shards else "sparse.safetensors"))
             result = bench(
                 network,
                 example,

@@ -38,6 +38,12 @@ def as_text(result: "Bench") -> str:
         for row in result.rows
         if row.lost_zeros is not None
     ]
+    measured = [
+        f"{row.name}: accuracy on {e.n:,} examples; 95 % interval {percent(e.interval[0], 2)} to "
+        f"{percent(e.interval[1], 2)}"
+        for row in result.rows[:1]
+        if (e := row.evaluation) is not None
+    ]
     doubtful = [f"batch {batch}: {why}" for batch, found in result.doubts.items() for why in found]
     layers = [
         [
@@ -57,7 +63,7 @@ def as_text(result: "Bench") -> str:
             "",
             table(heads, rows, numeric=tuple(range(1, len(heads)))),
             *(f"note: {row.name}: {row.note}" for row in result.rows if row.note),
-            *(f"note: {line}" for line in [*zeros, *reasons]),
+            *(f"note: {line}" for line in [*measured, *zeros, *reasons]),
             *(f"doubt: {line}" for line in doubtful),
             "",
             table(

@@ -1,8 +1,11 @@
 """The ways a pruned network can be deployed on a CPU, each as a module that takes what the network takes."""
 
 import copy
+import logging
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,8 +76,7 @@ class Compiled(AbstractWay):
     name: ClassVar[str] = "torch.compile"
 
     def module(self, example: Example) -> nn.Module:  # noqa: D102
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             torch._dynamo.reset()
             compiled: nn.Module = torch.compile(copy.deepcopy(self.model), dynamic=False)  # type: ignore[assignment]
             positional, named = example.arguments
@@ -94,8 +96,7 @@ class Int8(AbstractWay):
         if not linears:
             raise EspalierError("the network has no Linear layer, and dynamic quantisation takes no other")
         self.note = f"{linears} Linear layers" + (f"; {others} convolutions stay fp32" if others else "")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             from torch.ao.quantization import quantize_dynamic
 
             quantize: Any = quantize_dynamic
@@ -125,8 +126,7 @@ class OnnxSparse(AbstractWay):
     def _file(self, example: Example) -> Path:
         path = self.folder / "sparse.onnx"
         if not path.exists():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _quiet():
                 to_onnx(self.model, example.with_rows(2), path)
         return path
 
@@ -185,6 +185,19 @@ def why_not(error: BaseException) -> str:
         if isinstance(error, EspalierError)
         else f"{type(error).__name__}: {first_line(error)}"
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and no logs: compilers and exporters tell of deprecations, and of devices that are not there."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _Cast(nn.Module):
