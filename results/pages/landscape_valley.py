@@ -203,14 +203,16 @@ def flat(projection: Mapping[str, Any]) -> str:
     below = [s["name"] for s in sparse if s["share"] < control["share"]]
     if len(below) == len(sparse):
         parts.append(
-            "gRDA leaves SGD by flatter directions than a second run of SGD does, as the paper has it."
+            "From this start gRDA leaves SGD by flatter directions than a second run of SGD does, as the paper has it."
         )
     elif below:
         parts.append(
             f"Of gRDA, {said(below)} leaves SGD by flatter directions than the control, the other does not."
         )
     else:
-        parts.append("gRDA leaves SGD by no flatter directions than a second run of SGD does.")
+        parts.append(
+            "From this start gRDA leaves SGD by no flatter directions than a second run of SGD does."
+        )
     above_chance = [s["name"] for s in sparse if s["share"] > s["interval"][1]]
     if above_chance:
         parts.append(
@@ -336,6 +338,13 @@ def section(name: str, result: dict[str, Any]) -> str:
         ]
     else:
         parts.append("Ways: not run.")
+    each = starts(found)
+    if len(each) > 1:
+        rows, words = repeat_rows(each)
+        parts += [
+            f"**Over {len(each)} starts**, this one and others, mean ± standard deviation. " + words,
+            markdown(rows),
+        ]
     if functions := found.get("functions", {}).get("functions"):
         parts += [
             alike(functions),
@@ -356,9 +365,5 @@ def section(name: str, result: dict[str, Any]) -> str:
         ]
     else:
         parts.append("Curvature: not run.")
-    each = starts(found)
-    if len(each) > 1:
-        rows, words = repeat_rows(each)
-        parts += [f"**Over {len(each)} starts**, mean ± standard deviation. " + words, markdown(rows)]
     parts.append(f"![Between SGD and gRDA](landscape-{name}-valley.png)")
     return "\n\n".join(parts)
