@@ -38,8 +38,12 @@ def measured(part: str, what: str) -> float:
     return float(found)
 
 
-def quoted() -> Iterator[tuple[str, str]]:
-    """Page of the documentation, and a number of the benchmarks as it has to stand there."""
+Quoted = Iterator[tuple[str, str]]
+"""Page of the documentation, and a measured number as it has to stand there."""
+
+
+def sizes() -> Quoted:
+    """Of sparse files."""
     for zeros, file in load("benchmarks")["parts"]["sparse_file"]["measured"].items():  # type: ignore[index]
         share = float(zeros.split()[0]) / 100
         entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
@@ -54,31 +58,25 @@ def quoted() -> Iterator[tuple[str, str]]:
         if share == 0.9:
             whole = 100 * file["bytes"]["sparse"] / file["bytes"]["dense"]
             yield "how-to-choose", f"a float32 network takes {whole:.1f} % of its size"
+
+
+def speeds() -> Quoted:
+    """Of the optimizer and of curvature."""
     sgd = "SGD momentum .9"
-    step = {
-        name: measured("optimizer_step", f"step of {name} over {sgd} fused")
+    grda, target, momentum = (
+        measured("optimizer_step", f"step of {name} over {sgd} fused")
         for name in ("GRDA", "target sparsity", "GRDA momentum .9")
-    }
+    )
     yield (
         "directional-training",
-        f"{step['GRDA']:.1f} times for GRDA, {step['target sparsity']:.1f} for a target sparsity, "
-        f"{step['GRDA momentum .9']:.1f} for GRDA with momentum",
+        f"{grda:.1f} times for GRDA, {target:.1f} for a target sparsity, {momentum:.1f} for GRDA with momentum",
     )
     whole = measured("training_step", f"ResNet-20 training step, target sparsity momentum .9 over {sgd}")
-    search = measured("training_step", "threshold searches, share of ResNet-20's training step")
+    search = 100 * measured("training_step", "threshold searches, share of ResNet-20's training step")
     yield (
         "directional-training",
-        f"took {whole:.2f} times that of SGD, and threshold searches {search:.2%}".replace("%", " %"),
+        f"took {whole:.2f} times that of SGD, and threshold searches {search:.2f} % of it",
     )
-    calibrated = load("calibration_error")
-    assert calibrated is not None
-    for pilots, length in (("a fifth of the training the density at the end was", 4), ("a tenth", 2)):
-        density = [
-            (1 - row["reached"]["mean"]) / (1 - row["asked"])
-            for row in calibrated["rows"]
-            if calibrated["trainings"][row["training"]]["pilot epochs"] == length
-        ]
-        yield "directional-training", f"pilots of {pilots} {min(density):.1f} to {max(density):.1f} times"
     hessian, newton = (
         measured("curvature", f"product with {kind} over a gradient") for kind in ("hessian", "gauss-newton")
     )
@@ -87,8 +85,39 @@ def quoted() -> Iterator[tuple[str, str]]:
     yield "landscape-curvature", f"ten of them took {products:g} products"
 
 
-@pytest.mark.parametrize(("page", "words"), list(quoted()))
-def test_numbers_of_the_documentation_are_those_of_the_benchmarks(page: str, words: str) -> None:
+def studies() -> Quoted:
+    """Of calibration, and of the small network without retraining."""
+    calibrated, small = load("calibration_error"), load("directional_small")
+    assert calibrated is not None and small is not None
+    for pilots, length in (("a fifth of the training the density at the end was", 4), ("a tenth", 2)):
+        density = [
+            (1 - row["reached"]["mean"]) / (1 - row["asked"])
+            for row in calibrated["rows"]
+            if calibrated["trainings"][row["training"]]["pilot epochs"] == length
+        ]
+        yield "directional-training", f"pilots of {pilots} {min(density):.1f} to {max(density):.1f} times"
+    ends = small["simulation"]["0.9"]
+    zeros = {way: f"{100 * end['zeros']['mean']:.0f} %" for way, end in ends.items()}
+    yield (
+        "directional",
+        f"the path has {zeros['path']} zeros at loss {ends['path']['loss']['mean']:.0f}, the formula "
+        f"{zeros['one shot']} at loss {ends['one shot']['loss']['mean']:.1f}, the soft threshold "
+        f"{zeros['soft threshold']} at {ends['soft threshold']['loss']['mean']:.0f}",
+    )
+    half = {
+        way: next(point["train loss"]["mean"] for point in points if point["sparsity"] == 0.5)
+        for way, points in small["curves"].items()
+    }
+    yield (
+        "directional",
+        f"({half['directional path, anew']:.3f} beside {small['dense']['train loss']['mean']:.3f}), where "
+        f"magnitude pruning is at {half['magnitude']:.2f} and the formula at {half['directional, one shot']:.2f}",
+    )
+    yield "directional", f"({half['OBS, anew']:.3f} at 50 %)"
+
+
+@pytest.mark.parametrize(("page", "words"), [*sizes(), *speeds(), *studies()])
+def test_numbers_of_the_documentation_are_those_of_the_files(page: str, words: str) -> None:
     text = " ".join((HERE.parent / "docs" / f"{page}.md").read_text().split())
     assert words in text, f"docs/{page}.md should say: {words}"
 
