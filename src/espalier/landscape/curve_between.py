@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path as File
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from espalier._errors import EspalierError
 from espalier.landscape.path import Path, Progress
+from espalier.landscape.processes import from_main
 from espalier.landscape.surface import Surface
 from espalier.train.state import load_state, save_state, tensors_digest
 
@@ -76,7 +78,7 @@ def trained_path(
 
     The bend starts in the middle of the straight line. Batch norm uses batch statistics while training, and
     dropout is off (the reference implementation trains with dropout where the network has it). No
-    augmentation.
+    augmentation. Steps depend on each other, so of several processes the main one trains and the others wait.
 
     Args:
         surface: the module and the training examples.
@@ -104,16 +106,20 @@ def trained_path(
     path = Path(kind, start, end, bend)
     speed = torch.zeros_like(bend)
     spec = _spec(surface, path, training, support)
-    first = 0
-    if folder is not None and (state := load_state(folder, spec)) is not None:
-        first = int(state["epoch"])
-        bend.copy_(state["bend"].to(bend.device))
-        speed.copy_(state["speed"].to(bend.device))
-    for epoch in range(first, training.epochs):
+    state = None if folder is None else from_main(lambda: load_state(folder, spec))
+    if state is not None:
+        bend.copy_(state["bend"])
+        speed.copy_(state["speed"])
+
+    def train(epoch: int) -> Tensor:
         _epoch(surface, path, speed, mask, training, epoch)
+        kept = bend.cpu()
         if folder is not None:
-            state = {"spec": spec, "epoch": epoch + 1, "bend": bend.cpu(), "speed": speed.cpu()}
-            save_state(folder, state)
+            save_state(folder, {"spec": spec, "epoch": epoch + 1, "bend": kept, "speed": speed.cpu()})
+        return kept
+
+    for epoch in range(0 if state is None else int(state["epoch"]), training.epochs):
+        bend.copy_(from_main(partial(train, epoch)))
         if progress is not None:
             progress(epoch + 1, training.epochs)
     return path

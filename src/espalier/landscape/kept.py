@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import save_checkpoint
+from espalier.landscape.processes import from_main, is_main
 from espalier.landscape.spectrum import Eigenpairs
 from espalier.train.state import differences
 
@@ -32,25 +34,21 @@ def eigenpairs_once(
     """
     if folder is None:
         return make()
+    wanted = json.loads(json.dumps(spec))
+    pairs = from_main(lambda: _read(folder, wanted))
+    if pairs is None:
+        pairs = make()
+        if is_main():
+            _write(folder, wanted, pairs)
+    return replace(pairs, vectors=pairs.vectors.to(device))
+
+
+def _read(folder: Path, wanted: dict[str, Any]) -> Eigenpairs | None:
     if folder.exists() and not folder.is_dir():
         raise EspalierError(f"{folder} is a file; eigenpairs are kept in a folder")
-    path, wanted = folder / NAME, json.loads(json.dumps(spec))
+    path = folder / NAME
     if not path.exists():
-        pairs = make()
-        folder.mkdir(parents=True, exist_ok=True)
-        rest = {
-            "tolerance": pairs.tolerance,
-            "products": pairs.products,
-            "dimension": pairs.dimension,
-            "which": pairs.which,
-        }
-        tensors = {
-            "values": pairs.values,
-            "vectors": pairs.vectors.cpu().contiguous(),
-            "residuals": pairs.residuals,
-        }
-        save_checkpoint(path, tensors, {"spec": json.dumps(wanted), "rest": json.dumps(rest)})
-        return pairs
+        return None
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -63,4 +61,15 @@ def eigenpairs_once(
             f"{folder} holds eigenpairs of something else: {'; '.join(differing[:3])}. Use another folder, or "
             "remove this one to start again"
         )
-    return Eigenpairs(values, vectors.to(device), residuals, **rest)
+    return Eigenpairs(values, vectors, residuals, **rest)
+
+
+def _write(folder: Path, spec: dict[str, Any], pairs: Eigenpairs) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rest = {key: getattr(pairs, key) for key in ("tolerance", "products", "dimension", "which")}
+    tensors = {
+        "values": pairs.values,
+        "vectors": pairs.vectors.cpu().contiguous(),
+        "residuals": pairs.residuals,
+    }
+    save_checkpoint(folder / NAME, tensors, {"spec": json.dumps(spec), "rest": json.dumps(rest)})

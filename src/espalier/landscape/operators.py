@@ -88,9 +88,11 @@ class AbstractOperator(ABC):
 class Curvature(AbstractOperator):
     """The Hessian or Gauss-Newton matrix of a risk at some weights.
 
-    One product of the Hessian is a gradient differentiated once more; one of Gauss-Newton is a forward pass
-    with its derivative and one backward pass, and cheaper. Both are exact up to rounding: nothing is damped or
-    sampled.
+    Both are exact up to rounding: nothing is damped or sampled. One product of the Hessian is a forward pass with
+    its derivative along the vector, and one backward pass through both; one of Gauss-Newton takes a second
+    forward pass instead, and goes back through that alone. Counted in convolutions of a network of them, where a
+    gradient costs 3 (one forward, two back), these are 8 and 6: 2.7 and 2 gradients, and somewhat more in
+    elementwise work. What was tried instead for the Hessian is in `benchmarks/curvature.py`.
 
     Args:
         risk: whose curvature.
@@ -106,17 +108,17 @@ class Curvature(AbstractOperator):
         kind: Kind = "hessian",
         progress: Callable[[], None] | None = None,
     ) -> None:
-        self._risk, self._kind = risk, kind
+        self.risk, self.kind = risk, kind
         self._at = risk._vector(at)
         self.dimension, self.dtype, self.device = risk.dimension, risk.dtype, risk.device
         self.products, self.progress = 0, progress
 
     def product(self, tensors: Tensors) -> dict[str, Tensor]:
         """The product with a vector given by name, by name."""
-        return self._risk.named(self @ self._risk.flat(tensors))
+        return self.risk.named(self @ self.risk.flat(tensors))
 
     def _product(self, v: Tensor) -> Tensor:
-        return self._risk.product(self._at, v, self._kind)
+        return self.risk.product(self._at, v, self.kind)
 
 
 class Matrix(AbstractOperator):

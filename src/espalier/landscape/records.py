@@ -9,6 +9,7 @@ from typing import Any
 
 from espalier._errors import EspalierError
 from espalier.checkpoint.atomic import atomic
+from espalier.landscape.processes import from_main, is_main
 from espalier.train.state import differences
 
 SPEC, POINTS = "spec.json", "points.jsonl"
@@ -18,7 +19,7 @@ class Records:
     """Numbered records of one measurement, on disk as they are made.
 
     `spec.json` says what is measured; `points.jsonl` gets one line a record, flushed and synced. A line that a
-    kill left half written is dropped at the next start.
+    kill left half written is dropped at the next start. Of several processes the main one reads and writes.
 
     Args:
         folder: made if need be; None keeps the records in memory only.
@@ -32,11 +33,7 @@ class Records:
         self.folder, self._done = folder, dict[int, dict[str, Any]]()
         if folder is None:
             return
-        if folder.exists() and not folder.is_dir():
-            raise EspalierError(f"{folder} is a file; the points are kept in a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_spec(folder, json.loads(json.dumps(spec)))
-        self._done = _read(folder / POINTS)
+        self._done = from_main(lambda: _opened(folder, json.loads(json.dumps(spec))))
 
     def __len__(self) -> int:
         return len(self._done)
@@ -48,12 +45,21 @@ class Records:
     def add(self, index: int, record: dict[str, Any]) -> None:
         """Keep a record; it is on the disk when this returns."""
         self._done[index] = record
-        if self.folder is None:
+        if self.folder is None or not is_main():
             return
         with open(self.folder / POINTS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"index": index, **_plain(record)}, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _opened(folder: Path, spec: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What a folder holds of this measurement; the folder is made if need be."""
+    if folder.exists() and not folder.is_dir():
+        raise EspalierError(f"{folder} is a file; the points are kept in a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_spec(folder, spec)
+    return _read(folder / POINTS)
 
 
 def _check_spec(folder: Path, spec: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,10 +15,11 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from espalier._errors import EspalierError, listing, near
-from espalier._forward import device_of, logits_of, modes
+from espalier._forward import device_of, logits_of, modes, takes_channels_last
 from espalier._types import Tensors
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Batch
+from espalier.landscape.processes import share, summed
 from espalier.masks import unwrapped
 from espalier.selection import Selection
 
@@ -46,7 +48,7 @@ class Risk:
     of ours) are computed twice and compared: curvature of something that changes is not curvature.
 
     If `torch.distributed` is initialized, every process takes its share of the batches and the sums are added
-    up; each must be given the same model and data.
+    up in float64 (`espalier.landscape.processes`); each must be given the same model and data.
 
     Args:
         model: returns outputs, or an object with `.logits`.
@@ -90,6 +92,10 @@ class Risk:
         self.weights = self.flat(values)
         self.dimension = len(self.weights)
         self.examples = self._count()
+        self._forward = True  # until an operation says that it cannot
+        self._layout = torch.contiguous_format
+        if self.device.type == "cpu" and takes_channels_last(self._model, next(iter(self._whole()))[0]):
+            self._layout = torch.channels_last
         self._probe()
 
     def flat(self, tensors: Tensors) -> Tensor:
@@ -122,7 +128,7 @@ class Risk:
             weights = self.named(self._vector(at))
             for x, y in self._batches():
                 total += self._loss(self._outputs(weights, x), y)
-        return float(self._shared(total)) / self.examples
+        return float(summed(total)) / self.examples
 
     def gradient(self, at: Tensor | Tensors | None = None) -> dict[str, Tensor]:
         """The gradient of the mean loss by name, float64."""
@@ -149,9 +155,31 @@ class Risk:
         with self._running():
             for x, y in self._batches():
                 total += one(at, v, x, y)
-        return self._shared(total).div_(self.examples)
+        return summed(total).div_(self.examples)
 
     def _hessian_product(self, at: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if self._forward:
+            try:
+                return self._forward_then_back(at, v, x, y)
+            except (
+                RuntimeError
+            ):  # an operation without a forward derivative, or with one that has none itself
+                self._forward = False
+        return self._back_twice(at, v, x, y)
+
+    def _forward_then_back(self, at: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """J' (d^2 loss / d z^2) J v + (d J v / d w)' (d loss / d z), with z the outputs and J their derivative."""
+        leaf = at.detach().requires_grad_()
+        outputs, along = self._along(leaf, v, x)
+        if along is None:  # the outputs do not depend on the weights
+            return torch.zeros_like(v)
+        slope, bent = self._bent(outputs, along, y)
+        parts = [(z, weight) for z, weight in ((outputs, bent), (along, slope)) if z.requires_grad]
+        return torch.autograd.grad(
+            [z for z, _ in parts], leaf, [w for _, w in parts], materialize_grads=True
+        )[0]
+
+    def _back_twice(self, at: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
         leaf = at.detach().requires_grad_()
         loss = self._loss(self._outputs(self.named(leaf), x), y)
         (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
@@ -160,19 +188,31 @@ class Risk:
         return torch.autograd.grad(gradient, leaf, v, materialize_grads=True)[0]
 
     def _gauss_newton_product(self, at: Tensor, v: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        _load_forward_ad()
         # Two passes, one for J v and one for J': a single one would record the tangents too, at twice the time.
-        with torch.no_grad(), forward_ad.dual_level():
-            dual = forward_ad.make_dual(at, v)  # type: ignore[no-untyped-call]
-            along = forward_ad.unpack_dual(self._outputs(self.named(dual), x)).tangent  # type: ignore[no-untyped-call]
-        if along is None:  # the outputs do not depend on the weights
+        with torch.no_grad():
+            _, along = self._along(at, v, x)
+        if along is None:
             return torch.zeros_like(v)
         leaf = at.detach().requires_grad_()
         outputs = self._outputs(self.named(leaf), x)
+        _, bent = self._bent(outputs, along, y)
+        return torch.autograd.grad(outputs, leaf, bent, materialize_grads=True)[0]
+
+    def _along(self, at: Tensor, v: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Outputs, and their derivative along v; None where they do not depend on the weights."""
+        _load_forward_ad()
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(at, v)  # type: ignore[no-untyped-call]
+            outputs, along = forward_ad.unpack_dual(self._outputs(self.named(dual), x))  # type: ignore[no-untyped-call]
+        return outputs, along
+
+    def _bent(self, outputs: Tensor, along: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """First derivative of the loss in the outputs, and the second times a vector."""
         inner = outputs.detach().requires_grad_()
         (slope,) = torch.autograd.grad(self._loss(inner, y), inner, create_graph=True)
-        bent = torch.autograd.grad(slope, inner, along)[0] if slope.requires_grad else 0 * along
-        return torch.autograd.grad(outputs, leaf, bent, materialize_grads=True)[0]
+        if not slope.requires_grad:
+            return slope, torch.zeros_like(along)
+        return slope.detach(), torch.autograd.grad(slope, inner, along.detach())[0]
 
     def _loss_and_gradient(self, at: Tensor, batches: Iterable[Batch]) -> tuple[float, Tensor]:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -184,7 +224,7 @@ class Risk:
                 loss = self._loss(self._outputs(weights, x), y)
                 slope += torch.autograd.grad(loss, leaf, materialize_grads=True)[0]
                 total += loss.detach()
-        return float(self._shared(total)) / self.examples, self._shared(slope).div_(self.examples)
+        return float(summed(total)) / self.examples, summed(slope).div_(self.examples)
 
     def _outputs(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         found: Any = functional_call(self._model, {**self._fixed, **weights}, (x,))
@@ -192,17 +232,16 @@ class Risk:
 
     def _batches(self) -> Iterator[Batch]:
         """This process's share of the batches, where and in what to compute."""
-        data = self._data
-        batches = data.batches(self._batch_size) if isinstance(data, AbstractSplit) else data
-        first, step = _place()
-        for i, (x, y) in enumerate(batches):
-            if i % step == first:
-                yield self._moved(x), y.to(self.device)
+        for x, y in share(self._whole()):
+            moved = self._moved(x)
+            yield (
+                (moved.contiguous(memory_format=self._layout) if moved.ndim == 4 else moved),
+                y.to(self.device),
+            )
 
-    def _shared(self, total: Tensor) -> Tensor:
-        if _place()[1] > 1:
-            torch.distributed.all_reduce(total)
-        return total
+    def _whole(self) -> Iterable[Batch]:
+        data = self._data
+        return data.batches(self._batch_size) if isinstance(data, AbstractSplit) else data
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
@@ -235,11 +274,8 @@ class Risk:
 
     def _probe(self) -> None:
         """Refuses what is not the same function twice, and what is not finite."""
-        whole = not isinstance(self._data, AbstractSplit)
-        passes = [
-            self._loss_and_gradient(self.weights, self._batches() if whole else [next(iter(self._batches()))])
-            for _ in range(2)
-        ]
+        some = 1 if isinstance(self._data, AbstractSplit) else None
+        passes = [self._loss_and_gradient(self.weights, islice(self._batches(), some)) for _ in range(2)]
         (first, slope), (second, again) = passes
         if not (torch.isfinite(slope).all() and torch.isfinite(torch.tensor(first))):
             raise EspalierError(
@@ -262,13 +298,6 @@ def _load_forward_ad() -> None:
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore", FutureWarning)
         forward_ad.make_dual(torch.zeros(1), torch.zeros(1)).sin()  # type: ignore[no-untyped-call]
-
-
-def _place() -> tuple[int, int]:
-    """(rank, processes)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def _variables(model: nn.Module, values: dict[str, Tensor], selection: Selection | None) -> tuple[str, ...]:

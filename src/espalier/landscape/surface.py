@@ -15,6 +15,7 @@ from espalier._forward import logits_of, modes, takes_channels_last
 from espalier.data._base import Batch
 from espalier.landscape.batches import Data, FixedBatches
 from espalier.landscape.points import Space, batch_norms
+from espalier.landscape.processes import place, share, summed
 
 _TRIED = 8  # inputs on which a network is asked twice whether it answers the same
 
@@ -87,6 +88,9 @@ class Surface:
     * `shared=False`: a pass for the statistics, then one in eval mode for the training loss, not augmented.
 
     The test loss always uses the new statistics.
+
+    If `torch.distributed` is initialized, every process takes its share of the batches of each pass, and sums and
+    statistics are put together in float64 (`espalier.landscape.processes`).
 
     Args:
         module: any classifier that returns logits (B, classes) or an object with `.logits`; stays on its device.
@@ -162,14 +166,8 @@ class Surface:
         weights, buffers = self.space.weights(vector), self._fresh()
         self.evaluations += 1
         with torch.no_grad(), self._evaluating():
-            if self._layers and not self.shared:
-                with self._estimating():
-                    for x, _ in self.train.seen():
-                        self._logits(weights, buffers, x)
-            if self._layers and self.shared:
-                with self._estimating():
-                    train = self._level(weights, buffers, self.train.seen())
-            else:
+            train = self._estimate(weights, buffers) if self._layers else None
+            if train is None or not self.shared:
                 train = self._level(weights, buffers, self.train)
             test = None if self.test is None else self._level(weights, buffers, self.test)
         return Height(train, test)
@@ -187,24 +185,44 @@ class Surface:
         """The network at a point, with batch-norm statistics estimated from the training inputs, to be saved."""
         weights, buffers = self.space.weights(vector), self._fresh()
         if self._layers:
-            with torch.no_grad(), self._evaluating(), self._estimating():
-                for x, _ in self.train.seen():
-                    self._logits(weights, buffers, x)
+            with torch.no_grad(), self._evaluating():
+                self._estimate(weights, buffers)
         filled = {**weights, **{alias: weights[own] for alias, own in self.space.aliases.items()}, **buffers}
         return {
             key: filled.get(key, value).detach().clone() for key, value in self.module.state_dict().items()
         }
 
+    def _estimate(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Level:
+        """Fill in the batch-norm statistics of these weights; the level of the pass that gives them."""
+        with self._estimating():
+            level = self._level(weights, buffers, self.train.seen())
+        if place()[1] > 1:
+            self._merge(buffers)
+        return level
+
+    def _merge(self, buffers: dict[str, Tensor]) -> None:
+        """From averages over the batches of each process to those over all batches."""
+        for key in self._layers:
+            prefix = f"{key}." if key else ""
+            if (count := buffers.get(f"{prefix}num_batches_tracked")) is None:
+                continue  # without a count torch does not average
+            batches = summed(count.double())
+            for part in ("running_mean", "running_var"):
+                own = buffers[prefix + part]
+                total = summed(own.double() * count)
+                own.copy_(torch.where(batches > 0, total / batches, own.double()))
+            count.copy_(batches)
+
     def _level(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], data: Iterable[Batch]) -> Level:
-        total = torch.zeros((), dtype=torch.float64, device=self.space.device)
-        right = torch.zeros((), dtype=torch.int64, device=self.space.device)
-        n = 0
-        for x, y in data:
+        """Loss and accuracy; of several processes each takes its share of the batches."""
+        total = torch.zeros(3, dtype=torch.float64, device=self.space.device)
+        for x, y in share(data):
             logits = self._logits(weights, buffers, x)
-            n += len(y)
-            total += F.cross_entropy(logits.double(), y, reduction="sum")
-            right += (logits.argmax(1) == y).sum()
-        return Level(total.item() / n, int(right) / n, n)
+            total[0] += F.cross_entropy(logits.double(), y, reduction="sum")
+            total[1] += (logits.argmax(1) == y).sum()
+            total[2] += len(y)
+        loss, right, n = summed(total).tolist()
+        return Level(loss / n, right / n, round(n))
 
     def _logits(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         if x.ndim == 4:

@@ -68,8 +68,6 @@ def ways(
 
     def measure(number: int, path: Path) -> None:
         home = None if folder is None else folder / f"{number}-{path.kind}"
-        if home is not None:
-            home.parent.mkdir(parents=True, exist_ok=True)
         tell = None if progress is None else progress(f"{path.kind} of pair {number + 1}")
         along = measure_path(surface, path, points=points, folder=home, progress=tell)
         found.append(Way(*pairs[number], path, along, number > 0))

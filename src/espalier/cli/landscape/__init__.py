@@ -2,7 +2,7 @@
 
 import typer
 
-from espalier.cli.landscape import functions, norms, path, plane, project, spectrum, topology
+from espalier.cli.landscape import functions, launch, norms, path, plane, project, spectrum, topology
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,4 +13,6 @@ app = typer.Typer(
 
 for module in (path, plane, spectrum, project, functions, norms, topology):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, help=module.__doc__, no_args_is_help=True)(module.command)
+    # What goes over all data in sums can be shared out.
+    run = launch.several if module in (path, plane, spectrum, project) else launch.alone
+    app.command(name, help=module.__doc__, no_args_is_help=True)(run(module.command))

@@ -1,8 +1,10 @@
 """What the curvature commands share: options, and from files to a risk; imports torch late."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,12 +13,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from espalier.data import Dataset
-    from espalier.landscape.operators import AbstractOperator
-    from espalier.landscape.risk import Risk
+    from espalier.landscape.operators import AbstractOperator, Curvature
+    from espalier.landscape.spectrum import Eigenpairs
 
 Kind = Annotated[
     Literal["hessian", "gauss-newton"],
-    typer.Option("--curvature", help="gauss-newton has no negative eigenvalues, and costs half."),
+    typer.Option(
+        "--curvature",
+        help="gauss-newton has no negative eigenvalues, and a product costs about a third less.",
+    ),
 ]
 Top = Annotated[int, typer.Option(min=1, metavar="K", help="Leading eigenpairs.")]
 Tolerance = Annotated[
@@ -29,21 +34,61 @@ Products = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples a pass: less saves memory.")]
 
 
-def risk_of(
+def curvature_of(
     network: "nn.Module",
     data: "Dataset",
+    kind: str,
     batch_size: int,
     scope: str,
     include: Sequence[str] | None,
     exclude: Sequence[str] | None,
-) -> "Risk":
-    """The mean training loss of a network in its selected weights."""
+) -> "Curvature":
+    """The curvature of the mean training loss of a network in its selected weights."""
     from espalier.checkpoint import open_checkpoint
+    from espalier.cli.landscape.networks import say_shared
+    from espalier.landscape.operators import Curvature
     from espalier.landscape.risk import Risk
     from espalier.selection import select
 
     selection = select(open_checkpoint(network), scope, include or [], exclude or [])  # type: ignore[arg-type]
-    return Risk(network, data.train, selection=selection, batch_size=batch_size)
+    risk = Risk(network, data.train, selection=selection, batch_size=batch_size)
+    say_shared(-(-risk.examples // batch_size))
+    return Curvature(risk, kind=kind)  # type: ignore[arg-type]
+
+
+def eigenpairs(
+    bar: "Progress",
+    operator: "Curvature",
+    folder: Path | None,
+    data: "Dataset",
+    *,
+    top: int,
+    tolerance: float,
+    products: int | None,
+    seed: int,
+) -> "Eigenpairs":
+    """The leading eigenpairs, from the folder that keeps them or computed now; those not converged too."""
+    from espalier.landscape.kept import eigenpairs_once
+    from espalier.landscape.spectrum import leading
+
+    risk = operator.risk
+    spec = {
+        "weights": hashlib.sha256(risk.weights.cpu().numpy().tobytes()).hexdigest()[:16],
+        "data": data.train.digest,
+        "examples": risk.examples,
+        "names": list(risk.names),
+        "curvature": operator.kind,
+        "top": top,
+        "tolerance": tolerance,
+        "seed": seed,
+    }
+    with counted(bar, operator, "eigenpairs: products"):
+        return eigenpairs_once(
+            folder,
+            spec,
+            lambda: leading(operator, top, tolerance=tolerance, products=products, seed=seed, strict=False),
+            risk.device,
+        )
 
 
 @contextmanager
@@ -56,28 +101,3 @@ def counted(bar: "Progress", operator: "AbstractOperator", word: str) -> Iterato
     finally:
         operator.progress = None
         bar.remove_task(task)
-
-
-def spec_of(
-    risk: "Risk", data: "Dataset", kind: str, top: int, tolerance: float, seed: int
-) -> dict[str, Any]:
-    """What eigenpairs depend on, for the folder that keeps them."""
-    import hashlib
-
-    weights = hashlib.sha256(risk.weights.cpu().numpy().tobytes()).hexdigest()[:16]
-    return {
-        "weights": weights,
-        "data": data.train.digest,
-        "examples": risk.examples,
-        "names": list(risk.names),
-        "curvature": kind,
-        "top": top,
-        "tolerance": tolerance,
-        "seed": seed,
-    }
-
-
-def subset(data: "Dataset", risk: "Risk", limit: int) -> str:
-    """Which examples were used, for people to read beside the numbers."""
-    cut = "all of them" if not limit else f"--limit {limit:,}; the first of a fixed permutation"
-    return f"{data.name}: {risk.examples:,} training examples ({cut})"

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from espalier._errors import EspalierError
-from espalier.cli import names, options
+from espalier.cli import options
 from espalier.cli.landscape import shared
 
 
@@ -54,8 +54,7 @@ def command(
         raise EspalierError("comparing functions needs at least 2 networks, got 1; `evaluate` measures one")
     named = shared.named(files)
     shared.check_outputs(png, html, *files)
-    dataset = names.dataset(data, data_root, limit=limit or None)
-    networks = gather(named, model, dataset)
+    dataset, networks = gather(named, model, data, data_root, limit)
     picture = None
     with progress_bar(not as_json) as bar:
         found = compare_functions(
@@ -81,5 +80,4 @@ def command(
                 seed=seed,
             )
     result = report.Result(found, picture, subset(dataset, 0, len(dataset.test), limit))
-    report.write(result, png, html)
-    print(report.as_json(result) if as_json else report.as_text(result))
+    shared.show(report, result, png, html, as_json)

@@ -43,5 +43,4 @@ def command(
             exclude=exclude or [],
             progress=shared.follow(bar, "reading checkpoints"),
         )
-    report.write(found, png, html)
-    print(report.as_json(found) if as_json else report.as_text(found))
+    shared.show(report, found, png, html, as_json)

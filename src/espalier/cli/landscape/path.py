@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from espalier.cli import names, options
+from espalier.cli import options
 from espalier.cli.landscape import shared
 
 
@@ -62,10 +62,10 @@ def command(
 ) -> None:
     """Measure the path between two networks."""
     from espalier.checkpoint import save_checkpoint
-    from espalier.cli.landscape.networks import gather, subset
+    from espalier.cli.landscape.networks import gather, subset, surface_of
     from espalier.landscape.curve_between import CurveTraining
     from espalier.landscape.points import average
-    from espalier.landscape.surface import Surface
+    from espalier.landscape.processes import is_main
     from espalier.landscape.ways import ways
     from espalier.report import landscape_path as report
     from espalier.report.progress import progress_bar
@@ -76,17 +76,8 @@ def command(
     shared.check_outputs(png, html, *files.values())
     shared.check_apart([save_midpoint, save_average], files.values())
     training = CurveTraining(epochs=epochs, lr=lr, seed=seed)
-    dataset = names.dataset(data, data_root, limit=limit or None)
-    networks = gather(files, model, dataset)
-    surface = Surface(
-        networks[label[start]],
-        dataset.train,
-        dataset.test,
-        batch_size=batch_size,
-        shared=not separate,
-        name=label[start],
-    )
-    vectors = {name: surface.space.vector(network, name) for name, network in networks.items()}
+    dataset, networks = gather(files, model, data, data_root, limit)
+    surface, vectors = surface_of(networks, dataset, batch_size, separate)
     pairs = [(label[a], label[b]) for a, b in ((start, end), *([control] if control else []))]
     with progress_bar(not as_json) as bar:
         found = ways(
@@ -105,12 +96,13 @@ def command(
         (save_average, average({label[file]: vectors[label[file]] for file in averaged})),
     ):
         if out is not None:
-            save_checkpoint(out, surface.state_dict(vector), {"espalier": "landscape path"})
+            state = surface.state_dict(vector)
+            if is_main():
+                save_checkpoint(out, state, {"espalier": "landscape path"})
     result = report.Result(
         found,
         subset(dataset, surface.train.examples, len(dataset.test), limit),
         surface.note,
         tuple(str(out) for out in (save_midpoint, save_average) if out is not None),
     )
-    report.write(result, png, html)
-    print(report.as_json(result) if as_json else report.as_text(result))
+    shared.show(report, result, png, html, as_json)

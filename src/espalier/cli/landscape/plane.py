@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import typer
 
 from espalier._errors import EspalierError
-from espalier.cli import names, options
+from espalier.cli import options
 from espalier.cli.landscape import shared
 
 
@@ -44,9 +44,8 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a plane."""
-    from espalier.cli.landscape.networks import gather, subset
+    from espalier.cli.landscape.networks import gather, subset, surface_of
     from espalier.landscape.plane import difference, measure_plane, radial, random_plane, through
-    from espalier.landscape.surface import Surface
     from espalier.report import landscape_plane as report
     from espalier.report.progress import progress_bar
 
@@ -55,18 +54,9 @@ def command(
         raise EspalierError(f"--kind {kind} needs at least {needed} networks, got {len(files)}")
     named = shared.named(files)
     shared.check_outputs(png, html, *files)
-    dataset = names.dataset(data, data_root, limit=limit or None)
-    networks = gather(named, model, dataset)
+    dataset, networks = gather(named, model, data, data_root, limit)
     first, *others = networks
-    surface = Surface(
-        networks[first],
-        dataset.train,
-        dataset.test,
-        batch_size=batch_size,
-        shared=not separate,
-        name=first,
-    )
-    vectors = {name: surface.space.vector(network, name) for name, network in networks.items()}
+    surface, vectors = surface_of(networks, dataset, batch_size, separate)
     if kind == "three":
         planes = {"plane": through(vectors)}
     elif kind == "radial":
@@ -79,8 +69,6 @@ def command(
             planes[name] = random_plane(surface.space, vectors[name], directions=ways, reach=reach, name=name)
     grids = {}
     with progress_bar(not as_json) as bar:
-        if folder is not None and len(planes) > 1:
-            folder.mkdir(parents=True, exist_ok=True)
         for number, (name, plane) in enumerate(planes.items()):
             home = folder if folder is None or len(planes) == 1 else folder / str(number)
             grids[name] = measure_plane(
@@ -103,5 +91,4 @@ def command(
         surface.note,
         surface.evaluations,
     )
-    report.write(result, png, html)
-    print(report.as_json(result) if as_json else report.as_text(result))
+    shared.show(report, result, png, html, as_json)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.cli import names, options
+from espalier.cli import options
 from espalier.cli.landscape import curvature, shared
 
 
@@ -44,34 +44,28 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Share of a difference in the leading eigenspace."""
-    from espalier.cli.landscape.networks import gather
-    from espalier.landscape.kept import eigenpairs_once
-    from espalier.landscape.operators import Curvature
+    from espalier.cli.landscape.networks import gather, subset
     from espalier.landscape.project import project
-    from espalier.landscape.spectrum import leading
     from espalier.report import landscape_project as report
     from espalier.report.progress import progress_bar
 
     files = shared.named([*dict.fromkeys([first, second, *(control or ())])])
     label = {file: name for name, file in files.items()}
     shared.check_outputs(png, html, *files.values())
-    dataset = names.dataset(data, data_root, limit=limit or None)
-    networks = gather(files, model, dataset)
-    risk = curvature.risk_of(networks[label[first]], dataset, batch_size, scope, include, exclude)
+    dataset, networks = gather(files, model, data, data_root, limit)
+    operator = curvature.curvature_of(
+        networks[label[first]], dataset, kind, batch_size, scope, include, exclude
+    )
+    risk = operator.risk
     flat = {name: risk.flat(dict(network.named_parameters())).double() for name, network in networks.items()}
-    operator = Curvature(risk, kind=kind)
-    with progress_bar(not as_json) as bar, curvature.counted(bar, operator, "eigenpairs: products"):
-        pairs = eigenpairs_once(
-            folder,
-            curvature.spec_of(risk, dataset, kind, top, tolerance, seed),
-            lambda: leading(operator, top, tolerance=tolerance, products=products, seed=seed, strict=False),
-            risk.device,
+    with progress_bar(not as_json) as bar:
+        pairs = curvature.eigenpairs(
+            bar, operator, folder, dataset, top=top, tolerance=tolerance, products=products, seed=seed
         )
     a, b = label[first], label[second]
     vectors = {f"{b} - {a}": flat[b] - flat[a], a: flat[a], b: flat[b]}
     if control is not None:
         c, d = (label[file] for file in control)
         vectors[f"control: {d} - {c}"] = flat[d] - flat[c]
-    result = report.Result(a, curvature.subset(dataset, risk, limit), kind, pairs, project(pairs, vectors))
-    report.write(result, png, html)
-    print(report.as_json(result) if as_json else report.as_text(result))
+    result = report.Result(a, subset(dataset, risk.examples, 0, limit), kind, pairs, project(pairs, vectors))
+    shared.show(report, result, png, html, as_json)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,3 +81,12 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
         if not out.absolute().parent.is_dir():
             raise EspalierError(f"{out}: the folder {out.parent} does not exist; create it first")
         taken.add(out.resolve())
+
+
+def show(report: ModuleType, result: object, png: Path | None, html: Path | None, as_json: bool) -> None:
+    """Pictures, page and text of a result by its module in `espalier.report`, from the main process alone."""
+    from espalier.landscape.processes import is_main
+
+    if is_main():
+        report.write(result, png, html)
+        print(report.as_json(result) if as_json else report.as_text(result))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from espalier.cli import names, options
+from espalier.cli import options
 from espalier.cli.landscape import curvature, shared
 
 
@@ -44,10 +44,8 @@ def command(
 ) -> None:
     """Spectrum of the curvature."""
     from espalier._errors import EspalierError
-    from espalier.cli.landscape.networks import gather
-    from espalier.landscape.kept import eigenpairs_once
-    from espalier.landscape.operators import Curvature
-    from espalier.landscape.spectrum import density, leading
+    from espalier.cli.landscape.networks import gather, subset
+    from espalier.landscape.spectrum import density
     from espalier.landscape.spectrum import trace as trace_of
     from espalier.report import landscape_spectrum as report
     from espalier.report.progress import progress_bar
@@ -55,28 +53,21 @@ def command(
     shared.check_outputs(png, html, file)
     if probes == 1 or trace == 1:
         raise EspalierError("error bars need at least 2 of --probes and --trace, or 0 to leave them out")
-    dataset = names.dataset(data, data_root, limit=limit or None)
-    network = gather({file.name: file}, model, dataset)[file.name]
-    risk = curvature.risk_of(network, dataset, batch_size, scope, include, exclude)
-    operator = Curvature(risk, kind=kind)
+    dataset, networks = gather({file.name: file}, model, data, data_root, limit)
+    operator = curvature.curvature_of(networks[file.name], dataset, kind, batch_size, scope, include, exclude)
+    risk = operator.risk
     loss, slope = risk.loss_and_gradient()
     with progress_bar(not as_json) as bar:
-        with curvature.counted(bar, operator, "eigenpairs: products"):
-            pairs = eigenpairs_once(
-                folder,
-                curvature.spec_of(risk, dataset, kind, top, tolerance, seed),
-                lambda: leading(
-                    operator, top, tolerance=tolerance, products=products, seed=seed, strict=False
-                ),
-                risk.device,
-            )
+        pairs = curvature.eigenpairs(
+            bar, operator, folder, dataset, top=top, tolerance=tolerance, products=products, seed=seed
+        )
         with curvature.counted(bar, operator, "density: products"):
             found = density(operator, probes=probes, seed=seed) if probes else None
         with curvature.counted(bar, operator, "trace: products"):
             total = trace_of(operator, repeats=trace, seed=seed) if trace else None
     result = report.Result(
         file.name,
-        curvature.subset(dataset, risk, limit),
+        subset(dataset, risk.examples, 0, limit),
         kind,
         risk.dimension,
         loss,
@@ -85,5 +76,4 @@ def command(
         found,
         total,
     )
-    report.write(result, png, html)
-    print(report.as_json(result) if as_json else report.as_text(result))
+    shared.show(report, result, png, html, as_json)

@@ -1,0 +1,64 @@
+"""Commands started by `accelerate launch` or torchrun: the processes join before, and part after."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import wraps
+from typing import Any
+
+from espalier._errors import EspalierError
+
+Command = Callable[..., None]
+
+
+def several(command: Command) -> Command:
+    """A command whose data may be shared out over processes; the main one alone prints and writes files."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        with _joined():
+            command(**arguments)
+
+    return run
+
+
+def alone(command: Command) -> Command:
+    """A command for one process, which says so where there are more."""
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        if _started() > 1:
+            raise EspalierError(
+                f"this command runs in one process, and {_started()} were started: start it without accelerate "
+                "launch or torchrun; path, plane, spectrum and project share their data out"
+            )
+        command(**arguments)
+
+    return run
+
+
+def _started() -> int:
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    if _started() == 1:
+        yield
+        return
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    try:
+        if state.is_main_process:
+            yield
+            return
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
+    except EspalierError as error:
+        if state.is_main_process:
+            raise
+        raise EspalierError(f"process {state.process_index}: {error}") from None
+    finally:
+        state.destroy_process_group()
