@@ -125,7 +125,7 @@ def test_norms_and_topology(run: Run, files: Path):
     assert code == 0 and "inputs without use" in out and "of independent masks" in out
     _, out, _ = run("landscape", "topology", *named("pruned", "c"), "--json")
     overlap = json.loads(out)["overlaps"][0]["tensors"][0]
-    assert overlap["churn"] == 0 and overlap["jaccard"] == pytest.approx(overlap["chance"])
+    assert overlap["lost"] == 0 and overlap["jaccard"] == pytest.approx(overlap["chance"])
     for picture in ("n", "t"):
         assert (files / f"{picture}.png").exists() and "<svg" in (files / f"{picture}.html").read_text()
 

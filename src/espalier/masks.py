@@ -216,7 +216,7 @@ class Masks(Mapping[str, Tensor]):
         either = (self | other).kept
         return (self & other).kept / either if either else 1.0
 
-    def churn(self, other: "Masks") -> float:
+    def lost(self, other: "Masks") -> float:
         """Fraction of the entries kept here that are not kept in `other`; 0 if none is kept here."""
         return 1 - (self & other).kept / self.kept if self.kept else 0.0
 

@@ -111,7 +111,7 @@ def test_topology_by_hand():
     assert (layer.kept, layer.no_incoming, layer.no_outgoing, layer.fan_in) == (1, 1, 2, 0.5)
     assert dead_units([layer]) == {"a": 3}
     together, _ = overlaps(Masks({"a": mask}), Masks({"a": torch.ones(2, 3, dtype=torch.bool)}))
-    assert together.jaccard == pytest.approx(1 / 6) and together.churn == 0
+    assert together.jaccard == pytest.approx(1 / 6) and together.lost == 0
     with pytest.raises(EspalierError, match="two or more dimensions"):
         connectivity(Masks({"a": mask[0]}))
 

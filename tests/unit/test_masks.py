@@ -101,13 +101,13 @@ def test_algebra() -> None:
     assert (one | other)["w"].tolist() == [True, True, True, False]
     assert (~one)["w"].tolist() == [False, False, True, True]
     assert one.overlap(other) == pytest.approx(1 / 3)
-    assert one.churn(other) == 0.5
-    assert one.overlap(one) == 1 and one.churn(one) == 0
+    assert one.lost(other) == 0.5
+    assert one.overlap(one) == 1 and one.lost(one) == 0
 
 
-def test_overlap_and_churn_of_nothing() -> None:
+def test_overlap_and_loss_of_nothing() -> None:
     nothing = Masks({"w": torch.zeros(3, dtype=torch.bool)})
-    assert nothing.overlap(nothing) == 1 and nothing.churn(nothing) == 0
+    assert nothing.overlap(nothing) == 1 and nothing.lost(nothing) == 0
     assert Masks({}).sparsity == 0 and Masks({}).kept == 0
 
 

@@ -1,4 +1,4 @@
-"""What the masks of networks have in common, and what hangs together in each: overlap, churn, fans, dead units."""
+"""What the masks of networks have in common, and what hangs together in each: overlap, fans, dead units."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -48,13 +48,13 @@ class Overlap:
         jaccard: kept by both over kept by either; 1 if neither keeps any.
         chance: what independent random masks that keep as much in each tensor share on average, to read the
             other against: the mean to second order in the spread of the intersection.
-        churn: fraction of what the first keeps that the second does not; 0 if the first keeps none.
+        lost: fraction of what the first keeps that the second does not; 0 if the first keeps none.
     """
 
     name: str
     jaccard: float
     chance: float
-    churn: float
+    lost: float
 
 
 def connectivity(masks: Masks, groups: Mapping[str, int] | None = None) -> tuple[Layer, ...]:
@@ -93,7 +93,7 @@ def groups_of(module: nn.Module) -> dict[str, int]:
 
 
 def overlaps(a: Masks, b: Masks) -> tuple[Overlap, ...]:
-    """Overlap and churn of all tensors together, then of each.
+    """Overlap, and what is lost, of all tensors together, then of each.
 
     Raises:
         EspalierError: the masks are of different networks.
@@ -137,7 +137,7 @@ def _layer(name: str, mask: Tensor, groups: int) -> Layer:
 
 
 def _overlap(name: str, a: Masks, b: Masks) -> Overlap:
-    jaccard, churn = a.overlap(b), a.churn(b)
+    jaccard, lost = a.overlap(b), a.lost(b)
     # The intersection of independent masks is hypergeometric in each tensor; Jaccard is i / (total - i) of its size i.
     mean = spread = 0.0
     for key, shape in a.shapes.items():
@@ -147,4 +147,4 @@ def _overlap(name: str, a: Masks, b: Masks) -> Overlap:
     total = a.kept + b.kept
     either = total - mean
     chance = mean / either + total * spread / either**3 if either else 1.0
-    return Overlap(name, jaccard, chance, churn)
+    return Overlap(name, jaccard, chance, lost)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from espalier.landscape.topology import Layer, Overlap
 
 HEADS = ("network", "layer", "kept", "fan-in", "smallest", "units without input", "inputs without use")
-OVERLAP_HEADS = ("networks", "tensor", "overlap (Jaccard)", "of independent masks", "churn")
+OVERLAP_HEADS = ("networks", "tensor", "overlap (Jaccard)", "of independent masks", "lost")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _overlaps(result: Result) -> list[tuple[str, ...]]:
             one.name,
             f"{one.jaccard:.4f}",
             f"{one.chance:.4f}",
-            percent(one.churn, 2),
+            percent(one.lost, 2),
         )
         for name, found in result.overlaps.items()
         for one in found
@@ -149,5 +149,5 @@ def _notes(result: Result) -> list[str]:
         "a file does not tell grouped convolutions: their inputs are counted once for all groups together",
     ]
     if result.overlaps:
-        notes.append(f"churn: share of what {result.first} keeps that the other does not")
+        notes.append(f"lost: share of what {result.first} keeps that the other does not")
     return notes

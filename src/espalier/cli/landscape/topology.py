@@ -1,4 +1,4 @@
-"""What masks have in common and what hangs together in each: overlap, churn, fans, dead units; needs no data.
+"""What masks have in common and what hangs together in each: overlap, fans, dead units; needs no data.
 
 For example:
 
