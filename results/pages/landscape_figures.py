@@ -151,7 +151,7 @@ def _mark(axes: Axes, name: str, mark: Mapping[str, float]) -> None:
         axes.annotate(
             text,
             (mark["x"], mark["y"]),
-            xytext=(-6 if right else 6, 5),
+            xytext=(-6 if right else 6, 5 if on else -11),
             ha="right" if right else "left",
             textcoords="offset points",
             fontsize=8,
