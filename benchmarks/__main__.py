@@ -16,6 +16,7 @@ import torch
 from results._common import environment, write_json
 
 from benchmarks._measure import Goal, Part
+from benchmarks.comparing import comparing
 from benchmarks.curvature import curvature, eigenpairs
 from benchmarks.inspect_speed import curve, gaussian, histogram, sharded
 from benchmarks.optim_step import optimizer_step
@@ -35,6 +36,7 @@ PARTS: dict[str, Callable[[bool], Part]] = {
     "training_step": training_step,
     "sharded": sharded,
     "sparsegpt": sparsegpt,
+    "comparing": comparing,
     "eigenpairs": eigenpairs,  # last: it asks for data
 }
 

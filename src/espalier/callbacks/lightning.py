@@ -20,6 +20,8 @@ from espalier.methods import AbstractMethod, Fixed, Gradual
 from espalier.optim import MaskReport, Settled
 from espalier.selection import Scope
 
+__all__ = ["HoldMasks", "Prune", "WatchMask"]
+
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 else:

@@ -27,6 +27,8 @@ from espalier.methods import AbstractMethod, Fixed, Gradual
 from espalier.optim import MaskReport, Settled
 from espalier.selection import Scope
 
+__all__ = ["HoldMasks", "Prune", "WatchMask"]
+
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 else:
