@@ -5,12 +5,17 @@
 A perceptron with one hidden layer on scikit-learn's digits (64 inputs, 16 hidden units, 10 classes: 1,210 parameters,
 1,184 weights to prune), small enough that the Gauss-Newton matrix of all its weights fits in memory and OBS is exact.
 Every method sees the same curvature: of the mean training loss, on all training images, at the dense network; a second
-OBS, OBD and path take it anew at their own last point, at each sparsity listed. Nothing is trained after pruning; the test images are read once per point and choose nothing. Also here: the
-simulation on a quadratic with 40 flat directions out of 60, which says the same without a network.
+OBS, OBD and path take it anew at their own last point, at each sparsity listed. Nothing is trained after pruning; the
+test images are read once per point and choose nothing. Also here, each a few minutes of one thread:
+
+- the simulation on a quadratic with 40 flat directions out of 60, which says the same without a network;
+- `prune_directional` as the command line calls it, on a digits_cnn after eight epochs, with and without refitting;
+- gRDA and SGD from the same start on the same batches, and how their difference lies beside the scores.
 """
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,15 +31,22 @@ from espalier.directional import (
     brain_damage,
     brain_surgeon,
     by_cutoff,
+    by_filter,
     closed_form,
     follow,
     one_shot,
+    prune_directional,
+    regress,
     scores,
     strength_for,
 )
 from espalier.evaluation import evaluate
 from espalier.landscape import Curvature, Eigenpairs, Risk
+from espalier.models import DigitsCNN
+from espalier.optim import GRDA
+from espalier.pruning import prune
 from espalier.selection import select
+from espalier.train import Training, fit
 from results._common import HERE, command, environment, once, summary, write_json
 
 SEEDS = range(5)
@@ -42,6 +54,15 @@ SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 STIFF = 1e-3  # eigenvalues above this share of the largest are stiff
 TRAINING_STEPS = 400
 SIMULATED = 20
+TRAINED = {  # the demonstration's training, for eight epochs
+    "augmented": Training(epochs=8, lr=0.05, precision="fp32"),
+    "not augmented": Training(epochs=8, lr=0.05, precision="fp32", augment=False),
+}
+CNN_SEEDS = range(3)
+EXAMPLES, DIRECTIONS = 400, 10  # training images and eigenvectors, for the curvature of the digits_cnn
+CNN_SPARSITIES = (0.5, 0.7)
+C, MU, RATE = 0.002, 0.6, 0.05  # of gRDA beside SGD
+STEPS = (2000, 8000)
 
 
 class Perceptron(nn.Module):
@@ -65,7 +86,7 @@ def train(seed: int, split: AbstractSplit) -> Perceptron:
     x, y = next(iter(split.batches(len(split))))
     for _ in range(TRAINING_STEPS):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(model(x), y))
         optimizer.step()
         schedule.step()
     model.zero_grad()
@@ -98,7 +119,7 @@ def gauss_newton(model: nn.Module, split: AbstractSplit, risk: Risk, weights: Te
 
     total = torch.zeros(risk.dimension, risk.dimension, dtype=torch.float64)
     jacobian = torch.func.vmap(torch.func.jacrev(outputs), in_dims=(None, 0))
-    for chunk in x.double().split(250):
+    for chunk in torch.split(x.double(), 250):
         slopes = jacobian(weights, chunk)
         p = torch.func.vmap(outputs, in_dims=(None, 0))(weights, chunk).softmax(1)
         # diag(p) - p p' = A A' with A = diag(sqrt p) - p sqrt(p)'
@@ -151,12 +172,12 @@ def run(seed: int) -> dict[str, Any]:
     assert torch.allclose(
         Curvature(risk, kind="gauss-newton") @ risk.weights, curvature(risk.weights) @ risk.weights, atol=1e-9
     )
-    for name, prune in methods(risk.weights, curvature).items():
+    for name, stage in methods(risk.weights, curvature).items():
         weights = risk.weights
         for sparsity in SPARSITIES:
             zeros = round(sparsity * risk.dimension)
             try:
-                weights = prune(weights, zeros)
+                weights = stage(weights, zeros)
             except EspalierError as reason:
                 record["points"].append({"method": name, "sparsity": sparsity, "reason": str(reason)})
                 continue
@@ -202,15 +223,80 @@ def simulate(seed: int) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
-    """Every network and every simulation once, then the summary."""
-    torch.set_num_threads(1)
-    folder = HERE / "points" / "directional_small"
-    runs = [once(folder / f"seed{seed}.json", lambda seed=seed: run(seed)) for seed in SEEDS]
-    simulations = once(folder / "simulation.json", lambda: [simulate(seed) for seed in range(SIMULATED)])
-    names = list(dict.fromkeys(point["method"] for point in runs[0]["points"]))
+def cnn(training: Training, seed: int) -> dict[str, Any]:
+    """A digits_cnn pruned by magnitude, and along flat directions with and without refitting."""
+    digits = data.digits()
+    some = data.digits(data.Options(limit=EXAMPLES)).train
+    torch.manual_seed(seed)
+    model = DigitsCNN()
+    fit(model, digits, replace(training, seed=seed))
+    ways: dict[str, Callable[[nn.Module, float], object]] = {
+        "magnitude": prune,
+        "directional": lambda net, at: prune_directional(net, some, at, directions=DIRECTIONS),
+        "directional, not refitted": lambda net, at: prune_directional(
+            net, some, at, directions=DIRECTIONS, adjust=False
+        ),
+    }
+
+    def measured(network: nn.Module) -> dict[str, float]:
+        test = evaluate(network, digits.test)
+        return {"train loss": evaluate(network, digits.train).loss, "test accuracy": test.accuracy}
+
+    points = []
+    for way, work in ways.items():
+        for sparsity in CNN_SPARSITIES:
+            pruned = copy.deepcopy(model)
+            work(pruned, sparsity)
+            points.append({"way": way, "sparsity": sparsity, **measured(pruned)})
+    return {"seed": seed, "dense": measured(model), "points": points}
+
+
+def grda_beside_sgd(seed: int, steps: int) -> dict[str, Any]:
+    """The perceptron trained twice from one start on the same batches; what gRDA changed, over the scores.
+
+    Flat are the directions by the filter that constant curvature gives, those below its middle mu/t, or only those
+    without any curvature to speak of.
+    """
+    split = data.digits(data.Options(validation=0.0)).train
+    x, y = next(iter(split.batches(len(split))))
+    ends: list[Perceptron] = []
+    for c in (C, 0.0):
+        torch.manual_seed(seed)
+        model = Perceptron().double()
+        optimizer = GRDA(model.parameters(), lr=RATE, c=c, mu=MU, scope="paper")
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            rows = torch.randint(len(split), (50,), generator=generator)
+            optimizer.zero_grad()
+            torch.autograd.backward(nn.functional.cross_entropy(model(x[rows].double()), y[rows]))
+            optimizer.step()
+        ends.append(model)
+    grda, sgd = (dict(model.named_parameters()) for model in ends)
+    risk = Risk(ends[1], split, batch_size=2000, dtype=torch.float64)
+    pairs = eigenpairs(gauss_newton(ends[1], split, risk, risk.weights))
+    time = RATE * steps
+    flats = {
+        "the filter of gRDA": by_filter(pairs, MU, time),
+        "curvature below mu/t": by_cutoff(pairs, MU / time),
+        "no curvature (1e-8 of the largest)": by_cutoff(pairs, 1e-8 * float(pairs.values[0])),
+    }
+    lines = {}
+    for name, flat in flats.items():
+        s = scores(risk.weights, flat)
+        lines[name] = [line.to_dict() for line in regress(grda, sgd, risk.named(s))]
+    return {
+        "seed": seed,
+        "theory": C * RATE**0.5 * time**MU,
+        "train loss": risk.loss(),
+        "zeros": float(torch.cat([p.detach().flatten() for p in grda.values()]).eq(0).double().mean()),
+        "lines": lines,
+    }
+
+
+def over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Method -> points, mean over the networks; a sparsity that one of them could not reach is left out."""
     curves: dict[str, Any] = {}
-    for name in names:
+    for name in dict.fromkeys(point["method"] for point in runs[0]["points"]):
         curves[name] = []
         for sparsity in SPARSITIES:
             points = [
@@ -223,7 +309,12 @@ def main() -> None:
                 keys = ("train loss", "test accuracy", "moved")
                 stats = {key: summary([point[key] for point in points]) for key in keys}
                 curves[name].append({"sparsity": sparsity, **stats})
-    simulation = {
+    return curves
+
+
+def over_draws(simulations: list[dict[str, Any]]) -> dict[str, Any]:
+    """Strength -> way -> zeros and loss, mean over the draws."""
+    return {
         strength: {
             name: {
                 key: summary([one[strength][name][key] for one in simulations]) for key in ("zeros", "loss")
@@ -231,6 +322,54 @@ def main() -> None:
             for name in simulations[0][strength]
         }
         for strength in ("0.045", "0.9", "4")
+    }
+
+
+def over_cnns(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the networks."""
+    keys = ("train loss", "test accuracy")
+    rows: dict[str, list[Any]] = {}
+    for place, point in enumerate(runs[0]["points"]):
+        same = [one["points"][place] for one in runs]
+        stats = {key: summary([p[key] for p in same]) for key in keys}
+        rows.setdefault(point["way"], []).append({"sparsity": point["sparsity"], **stats})
+    dense = {key: summary([one["dense"][key] for one in runs]) for key in keys}
+    return {"dense": dense, "rows": rows}
+
+
+def over_starts(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Slopes over the theory's and correlations, mean over the starts, for all weights and for each tensor of weights."""
+    found: dict[str, Any] = {key: summary([one[key] for one in runs]) for key in ("train loss", "zeros")}
+    found["theory"] = runs[0]["theory"]
+    found["lines"] = {}
+    for name in runs[0]["lines"]:
+        for place, line in enumerate(runs[0]["lines"][name]):
+            same = [one["lines"][name][place] for one in runs]
+            found["lines"].setdefault(name, {})[line["name"]] = {
+                "slope over theory": summary([one["slope"] / found["theory"] for one in same]),
+                "correlation": summary([one["correlation"] for one in same]),
+            }
+    return found
+
+
+def main() -> None:
+    """Every network and every simulation once, then the summary."""
+    torch.set_num_threads(1)
+    folder = HERE / "points" / "directional_small"
+    runs = [once(folder / f"seed{seed}.json", partial(run, seed)) for seed in SEEDS]
+    simulations = once(folder / "simulation.json", lambda: [simulate(seed) for seed in range(SIMULATED)])
+    cnns = {
+        name: [
+            once(folder / f"cnn-{name.replace(' ', '-')}-{seed}.json", partial(cnn, training, seed))
+            for seed in CNN_SEEDS
+        ]
+        for name, training in TRAINED.items()
+    }
+    starts = {
+        steps: [
+            once(folder / f"grda{steps}-{seed}.json", partial(grda_beside_sgd, seed, steps)) for seed in SEEDS
+        ]
+        for steps in STEPS
     }
     write_json(
         HERE / "directional_small.json",
@@ -240,8 +379,16 @@ def main() -> None:
             "dense": {key: summary([one["dense"][key] for one in runs]) for key in runs[0]["dense"]},
             "weights": runs[0]["weights"],
             "stiff": f"eigenvalues above {STIFF:g} of the largest",
-            "curves": curves,
-            "simulation": simulation,
+            "curves": over_seeds(runs),
+            "simulation": over_draws(simulations),
+            "digits_cnn": {
+                "epochs": TRAINED["augmented"].epochs,
+                "examples": EXAMPLES,
+                "directions": DIRECTIONS,
+                "trainings": {name: over_cnns(runs) for name, runs in cnns.items()},
+            },
+            "grda": {"c": C, "mu": MU, "rate": RATE}
+            | {"steps": {str(steps): over_starts(runs) for steps, runs in starts.items()}},
             "runs": [one["seed"] for one in runs],
         },
     )

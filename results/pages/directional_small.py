@@ -15,6 +15,7 @@ STYLES = {
     "directional path": (LEAF, "--"),
     "directional path, anew": (LEAF, "-"),
 }
+LAYERS = ("first.weight", "last.weight")
 SHOWN = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -80,7 +81,54 @@ Gauss-Newton matrix is taken again at every sparsity of the table, else it is th
 
 Why the path and not the formula: on a quadratic the formula leaves the flat space with its first zero, the path does not.
 
-{markdown(directional_simulation_rows(result))}"""
+{markdown(directional_simulation_rows(result))}
+
+{cnn_section(result["digits_cnn"]) if "digits_cnn" in result else "A digits_cnn with refitting: not run."}
+
+{grda_section(result["grda"]) if "grda" in result else "gRDA beside the scores: not run."}"""
+
+
+def cnn_section(cnn: dict[str, Any]) -> str:
+    """What `prune_directional` does to a network of some size."""
+    trainings = cnn["trainings"]
+    one = next(iter(trainings.values()))
+    sparsities = [point["sparsity"] for point in next(iter(one["rows"].values()))]
+    rows = [["trained", "", "dense", *(f"{100 * s:.0f} % zeros" for s in sparsities)]]
+    for training, found in trainings.items():
+        for way, points in found["rows"].items():
+            cells = [f"{_both(p['train loss'])} / {100 * p['test accuracy']['mean']:.1f}" for p in points]
+            dense = (
+                f"{_both(found['dense']['train loss'])} / {100 * found['dense']['test accuracy']['mean']:.1f}"
+            )
+            rows.append([training, way, dense, *cells])
+    return f"""`prune_directional` on a digits_cnn after {cnn["epochs"]} epochs: training loss (mean ± sd of {one["dense"]["train loss"]["n"]} seeds) / test accuracy %.
+The curvature is that of {cnn["examples"]} training images along {cnn["directions"]} directions, the loss that of all training images.
+
+{markdown(rows)}"""
+
+
+def grda_section(grda: dict[str, Any]) -> str:
+    """What gRDA changed, over the scores."""
+    rows = [
+        ["", "flat", "slope / theory: all", "correlation: all", *(f"slope / theory: {x}" for x in LAYERS)]
+    ]
+    for steps, found in grda["steps"].items():
+        for name, lines in found["lines"].items():
+            every = lines["all"]
+            cells = [_both(every["slope over theory"]), _both(every["correlation"])]
+            cells += [_both(lines[layer]["slope over theory"]) for layer in LAYERS]
+            rows.append([f"{int(steps):,} steps", name, *cells])
+    one = next(iter(grda["steps"].values()))["train loss"]["n"]
+    return f"""The theory of gRDA says: what it changed lies on one line over minus the scores of the SGD network, of slope c√γ tᵘ
+in every layer. The perceptron, trained from one start on the same batches (c = {grda["c"]:g}, μ = {grda["mu"]:g}, rate {grda["rate"]:g}, t = rate ×
+steps; mean ± sd of {one} starts; weights that gRDA has at zero left out):
+
+{markdown(rows)}"""
+
+
+def _both(stats: dict[str, float]) -> str:
+    """Mean and standard deviation."""
+    return f"{stats['mean']:.3f} ± {stats['sd']:.3f}"
 
 
 CHAPTER = Chapter(
