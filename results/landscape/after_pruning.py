@@ -87,7 +87,6 @@ def _family(case: Case) -> dict[str, Any]:
         "n": found.n,
         "perplexity": found.perplexity,
         "faithfulness": found.faithfulness,
-        "start_to_end": float(found.distances[at["start"], at["end"]]),
         "networks": rows,
         "spearman": {
             key: float(spearmanr([p[key] for p in points], [p["accuracy"] for p in points]).statistic)

@@ -227,9 +227,8 @@ def _embedding(axes: Axes, family: Mapping[str, Any] | None) -> None:
         color = GROUPS[network["group"].split(",")[0]] if tuned else "black"
         at = network["x"], network["y"]
         axes.plot(*at, "*" if tuned else "o", color=color, markeredgecolor="black", markersize=10)
-        axes.annotate(
-            network["name"], at, xytext=(9, 7 if i % 2 else -11), textcoords="offset points", fontsize=7
-        )
+        offset, side = (((9, 7), "left"), ((9, -11), "left"), ((-9, 7), "right"))[i % 3]
+        axes.annotate(network["name"], at, xytext=offset, ha=side, textcoords="offset points", fontsize=7)
     axes.margins(x=0.35)
     axes.set(title="predictions, t-SNE", xticks=[], yticks=[])
     axes.legend(frameon=False, fontsize=7)

@@ -66,17 +66,20 @@ def equal_cosine(around: Mapping[str, Any]) -> str:
 
 
 def family_words(found: Mapping[str, Any]) -> str:
+    by = {network["name"]: network for network in found["networks"]}
+    begin = "untrained" if "untrained" in by else "start"  # the start may be a trained network
+    whole = by[begin]["to_end"]
     half = {}
     for group in ("L1", "random"):
         members = [n for n in found["networks"] if n["group"] == group]
-        half[group] = next((n["sparsity"] for n in members if n["to_end"] > found["start_to_end"] / 2), None)
+        half[group] = next((n["sparsity"] for n in members if n["to_end"] > whole / 2), None)
     gone = [
         f"{group} {percent(at, 0)} %" if at is not None else f"{group} never" for group, at in half.items()
     ]
     return (
         f"{len(found['networks'])} networks on {found['n']:,} test images; t-SNE keeps the order of the real distances with a "
         f"rank correlation of {found['faithfulness']:.2f} (perplexity {found['perplexity']:g}), so distances are read from the "
-        f"numbers: start and end are {found['start_to_end']:.3f} apart, and half of that is passed at {said(gone)} zeros. "
+        f"numbers: {begin} and end are {whole:.3f} apart, and half of that is passed at {said(gone)} zeros. "
         f"Spearman correlation of accuracy, both families together: with sparsity {found['spearman']['sparsity']:.2f}, with "
         f"cosine {found['spearman']['cosine']:.2f}."
     )
@@ -120,7 +123,11 @@ def tuned_rows(found: Mapping[str, Any]) -> Table:
             rows.append(
                 [
                     network["name"].removesuffix(", tuned"),
-                    *([percent(before["accuracy"], 1), f"{before['to_end']:.3f}"] if before else ["", ""]),
+                    *(
+                        [percent(before["accuracy"], 1), f"{before['to_end']:.3f}"]
+                        if before
+                        else ["not measured", ""]
+                    ),
                     percent(network["accuracy"], 1),
                     f"{network['to_end']:.3f}",
                 ]
