@@ -128,6 +128,26 @@ def test_copies_and_files_stay_sparse() -> None:
         assert list(sparse.state_dict()) == ["weight", "bias"]
 
 
+def test_copies_made_in_inference_mode_stay_sparse() -> None:
+    model, x = pruned(Attention()), torch.randn(2, 4, 16)
+    shared = {name: Choice("bag", 64, "rows", "query") for name in ("query", "key", "value")}
+    fast = forced(model, (x,), **shared)
+    with torch.inference_mode():
+        other = copy.deepcopy(fast)
+        assert torch.allclose(other(x)["y"], model(x)["y"], atol=1e-5)
+        for found in (other, copy.deepcopy(other)):
+            layer = found.get_submodule("query")
+            assert isinstance(layer, SparseLinear) and layer._usable(x)
+        again = accelerate(copy.deepcopy(model), (x,), plan=plan_of(fast))
+        assert torch.allclose(again(x)["y"], model(x)["y"], atol=1e-5)
+    layer = fast.get_submodule("query")
+    assert isinstance(layer, SparseLinear)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with torch.inference_mode():
+        assert not copy.deepcopy(layer)._usable(x)  # what was written to stays dense
+
+
 def test_siblings_compute_once_and_never_mix_inputs_up() -> None:
     one, two = pruned(nn.Linear(8, 4)), pruned(nn.Linear(8, 6))
     layers = [sparse_version(copy.deepcopy(m), Bag(), Choice("bag", 64)) for m in (one, two)]

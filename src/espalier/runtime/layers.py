@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from espalier.runtime.kernels import AbstractKernel
 
 Layout = Literal["rows", "columns"]
+_STALE = -2  # no version that a tensor has
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,18 @@ class _Sparse(nn.Module):
         new.kernel, new.choice = kernel, choice
         with torch.inference_mode(False), torch.no_grad():
             new.packed = kernel.pack(new.weight.detach().reshape(new.weight.shape[0], -1))
-        new._version_packed = new.weight._version
+        new._version_packed = _version(new.weight)
         return new
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and files: the weight of the copy counts its writes anew."""
-        fresh = self.weight._version == self._version_packed
-        return {**self.__dict__, "_version_packed": 0 if fresh else -1}
+        fresh = _version(self.weight) == self._version_packed
+        return {**self.__dict__, "_version_packed": 0 if fresh else _STALE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self._version_packed == 0:
-            self._version_packed = self.weight._version
+            self._version_packed = _version(self.weight)
 
     def _usable(self, x: Tensor) -> bool:
         """Inference of float32 on the CPU with the weights that were packed; everything else stays dense."""
@@ -70,7 +71,7 @@ class _Sparse(nn.Module):
             return False
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             return False
-        return self.weight._version == self._version_packed and not torch.is_autocast_enabled("cpu")
+        return _version(self.weight) == self._version_packed and not torch.is_autocast_enabled("cpu")
 
 
 class SparseLinear(_Sparse, nn.Linear):
@@ -78,7 +79,7 @@ class SparseLinear(_Sparse, nn.Linear):
 
     Same parameters, same state dict, same numbers within rounding. In training mode, for an input or weight
     that requires a gradient, under autocast, for other dtypes and devices, and once the weight has been
-    written to, it is the dense layer it was.
+    written to (where torch counts that: not for tensors made in inference mode), it is the dense layer it was.
     """
 
     siblings: "Siblings | None" = None
@@ -120,7 +121,7 @@ class Siblings:
 
     def output(self, member: int, x: Tensor) -> Tensor:
         """The output of one of the layers."""
-        version = -1 if x.is_inference() else x._version
+        version = _version(x)
         waiting = self._waiting
         if waiting is not None and waiting[0]() is x and waiting[1] == version and member in waiting[2]:
             parts = waiting[2]
@@ -135,6 +136,11 @@ class Siblings:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_waiting": None}
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; of tensors made in inference mode torch does not say."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def linear(
