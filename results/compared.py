@@ -58,6 +58,8 @@ def row_of(k: Key, planned: int, row: Row | None, runs: Sequence[Outcome]) -> di
     accuracy = values.pop("accuracy")
     if accuracy is not None:
         found |= {**accuracy, "seconds": estimate([run.seconds for run in done]).mean}
+        uncut = estimate([run.accuracy for run in done])  # the row's interval ends at 0 and 1
+        found["half"] = None if uncut.interval is None else uncut.interval[1] - uncut.mean
         epochs = done[0].epochs
         found["by_epoch"] = {
             "sparsity": [e["sparsity"] for e in epochs],

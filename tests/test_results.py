@@ -141,9 +141,9 @@ def reduced(**hits: int) -> dict[str, object]:
         ({"target_gRDA": 950, "RigL": 949}, "1 of 2, not told apart from the next, RigL"),
         (
             {"target_gRDA": 949, "RigL": 950, "SET": 900},
-            "2 of 3, not told apart from the first, RigL: 0.10 (",
+            "2 of 3, not told apart from the first, RigL: less by 0.10 points (",
         ),
-        ({"target_gRDA": 900, "RigL": 950}, "2 of 2, behind the first, RigL: 5.00 ("),
+        ({"target_gRDA": 900, "RigL": 950}, "2 of 2, behind the first, RigL: less by 5.00 points ("),
         ({"target_gRDA": 900}, "at 95 % it is alone so far"),
         ({"RigL": 950}, "at 95 % it has not run"),
     ],

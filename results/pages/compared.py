@@ -26,19 +26,13 @@ CHOSEN = 0.95  # the sparsity by which tables are ordered
 Rows = Sequence[dict[str, Any]]
 
 
-def spread(row: dict[str, Any]) -> float | None:
-    """Half the width of the 95 % interval; on the side of the lower end, which is never cut at 1."""
-    return None if row["interval"] is None else row["mean"] - row["interval"][0]
-
-
 def cell(row: dict[str, Any] | None) -> str:
     """Accuracy % ± half-width (n), bold where the library cannot tell it from the best; what is missing in words."""
     if row is None:
         return "–"
     if not row["n"]:
         return "failed" if row.get("failures") else "not run"
-    half = spread(row)
-    text = percent(row["mean"]) + ("" if half is None else f" ± {percent(half)}")
+    text = percent(row["mean"]) + ("" if row["half"] is None else f" ± {percent(row['half'])}")
     return f"{f'**{text}**' if row['tied'] else text} ({row['n']})"
 
 
@@ -122,10 +116,14 @@ def one_percent(result: dict[str, Any], curve: dict[str, Any] | None) -> str:
 
 
 def ends(row: dict[str, Any]) -> str:
-    """How far a method is behind the best, with the interval the library judges by: over seeds, or over examples."""
+    """How far a method is behind the best, with the two paired intervals that the library judges by."""
     behind = row["behind"]
-    low, high = behind["seeds"] or behind["examples"]
-    return f"{percent(behind['mean'])} ({percent(low)} to {percent(high)}, n = {behind['n']})"
+    said = [
+        f"over {what} {percent(interval[0])} to {percent(interval[1])}"
+        for what in ("seeds", "examples")
+        if (interval := behind[what]) is not None
+    ]
+    return f"{percent(behind['mean'])} points ({', '.join(said)}; n = {behind['n']})"
 
 
 def standing(result: dict[str, Any], sparsity: float, teacher: bool = False) -> str:
@@ -147,13 +145,15 @@ def standing(result: dict[str, Any], sparsity: float, teacher: bool = False) -> 
     if ours["behind"] is None:
         return f"{place}; the first, {best['label']}, has no seed in common with it yet"
     told = "not told apart from" if ours["tied"] else "behind"
-    return f"{place}, {told} the first, {best['label']}: {ends(ours)} points less"
+    return f"{place}, {told} the first, {best['label']}: less by {ends(ours)}"
 
 
 def standings(result: dict[str, Any], teacher: bool = False) -> str:
     said = "; ".join(standing(result, s, teacher) for s in result["sparsities"])
     taught = ", taught by the dense parent" if teacher else ""
-    return f"**Where {OURS} stands{taught}:** {said}. (Points of accuracy, with 95 % intervals.)"
+    return (
+        f"**Where {OURS} stands{taught}:** {said}. (95 % intervals of the paired difference of accuracies.)"
+    )
 
 
 def section(name: str, result: dict[str, Any]) -> str:
@@ -193,7 +193,7 @@ def lines(axes: Axes, result: dict[str, Any]) -> None:
         axes.errorbar(
             [r["sparsity"] for r in known],
             [1 - r["mean"] for r in known],
-            yerr=[spread(r) or 0.0 for r in known],
+            yerr=[r["half"] or 0.0 for r in known],
             fmt="o-",
             color=COLORS.get(label, "#cccccc"),
             linewidth=2.4 if label == OURS else 1.0,
@@ -221,7 +221,7 @@ def dots(axes: Axes, result: dict[str, Any]) -> None:
         axes.errorbar(
             [1 - row["mean"]],
             [i],
-            xerr=[spread(row) or 0.0],
+            xerr=[row["half"] or 0.0],
             fmt="o",
             mfc=None if row["tied"] else "none",
             color=COLORS.get(row["label"], GREY),
