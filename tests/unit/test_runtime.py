@@ -258,6 +258,29 @@ def test_larger_tiles_and_other_layouts_are_tried_on_the_whole_network() -> None
     assert len(Family([("out",)], {"out": out}).ways()) == 4  # type: ignore[dict-item]
 
 
+def test_encoders_of_transformers_work() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
+    )
+    model = pruned(transformers.BertModel(config), 0.9)
+    ids = torch.randint(0, 50, (2, 12))
+    example = {"input_ids": ids, "attention_mask": (torch.arange(12) < torch.tensor([[12], [9]])).long()}
+    names = [f"encoder.layer.{i}.attention.self." for i in range(2)]
+    shared = {
+        f"{name}{part}": Choice("bag", 64, "rows", f"{name}query")
+        for name in names
+        for part in ("query", "key", "value")
+    }
+    inner = {f"encoder.layer.{i}.intermediate.dense": Choice("csr", 64, "columns") for i in range(2)}
+    fast = forced(model, example, **shared, **inner)
+    assert len(plan_of(fast).sparse) >= 8 and type(fast) is type(model)
+    with torch.no_grad():
+        ours, theirs = fast(**example), model(**example)
+    assert torch.allclose(ours.last_hidden_state, theirs.last_hidden_state, atol=1e-5)
+    assert torch.allclose(ours.pooler_output, theirs.pooler_output, atol=1e-5)
+
+
 class Slow(Bag):
     """A kernel whose measured times lie: quick while a layer is measured alone, slow in the whole network."""
 
