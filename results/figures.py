@@ -16,6 +16,7 @@ from results.pages import (
     minilm,
     minilm_layerwise,
     resnet_cifar,
+    runtime,
     training,
 )
 from results.pages._shared import HERE, load, made, markdown
@@ -31,6 +32,7 @@ CHAPTERS = [
     minilm_layerwise.CHAPTER,
     directional_small.CHAPTER,
     *landscape.CHAPTERS,
+    runtime.CHAPTER,
 ]
 
 

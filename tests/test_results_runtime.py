@@ -1,0 +1,103 @@
+"""The page about speed says what its points say; the rows that cost nothing cost nothing."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from results import runtime
+from results.pages import runtime as page
+from torch import nn
+
+import espalier
+from espalier.runtime import Choice, accelerate, plan_of
+from espalier.runtime.ways import Compiled, Dense, Half, Int8, OnnxSparse
+
+
+def point(network: str = "minilm", threads: int = 1, batch: int = 1, **speeds: float) -> dict[str, Any]:
+    """A point; a way `zeros90` is ours."""
+    rows: list[dict[str, Any]] = [{"name": "dense fp32", "min": 0.04, "speedup": 1.0}]
+    for way, speed in speeds.items():
+        row: dict[str, Any] = {"name": way, "min": 0.04 / speed, "speedup": speed}
+        if way.startswith("zeros"):
+            sparsity = int(way.removeprefix("zeros")) / 100
+            goal = runtime.GOALS.get((network, batch, sparsity)) if threads == 1 else None
+            row |= {"name": f"espalier, {100 * sparsity:g} % zeros", "sparsity": sparsity, "goal": goal}
+        rows.append(row)
+    machine = {"processor": "Z80", "vectors": "none", "torch": "2", "threads": threads}
+    known = {"network": network, "threads": threads, "batch": batch}
+    return known | {"rows": rows, "not run": {"int8 dynamic": "why"}, "doubts": [], "machine": machine}
+
+
+FILES = {
+    "resnet20": [
+        {
+            "sparsity": 0.9,
+            "zeros": 0.9,
+            "sparse": 130,
+            "dense": 1000,
+            "sparse, pruned tensors": 110,
+            "dense, pruned tensors": 900,
+        }
+    ]
+}
+
+
+def test_goals_are_met_or_missed_in_words() -> None:
+    points = [point(zeros90=2.2, zeros95=2.9, bf16=2.5), point(threads=2, zeros90=0.9, zeros95=1.1)]
+    rows = page.goal_rows(points)
+    assert rows[1:] == [
+        ["MiniLM, batch 1, 1 thread", "90", "2.20", "2.2", "met"],
+        ["MiniLM, batch 1, 1 thread", "95", "2.90", "3", "**missed**"],
+    ]
+    words = " ".join(page.in_words({"points": points, "files": FILES}))
+    assert "Goals for speed: 2 measured, 1 met, 1 missed." in words
+    assert (
+        "broken 1 times in 4 measurements; the least is 0.90 times dense (MiniLM, batch 1, 2 threads" in words
+    )
+    assert "in 2 points: espalier in 2" in words and "for 1 of 1 networks" in words
+
+
+def test_doubts_and_what_is_missing_are_said() -> None:
+    doubtful = point(zeros90=3.0, zeros95=3.5) | {"doubts": ["the machine is busy"]}
+    text = page.section({"points": [doubtful], "files": FILES})
+    assert "met, doubtful" in text and "- MiniLM, batch 1, 1 thread: the machine is busy" in text
+    assert "| 1 | 1† | 40 |" in text and "Not run: int8 dynamic (why)." in text
+    assert "Timings not run: MiniLM, batch 32, 1 thread; VGG16" in text
+    assert "| ResNet-20 | 90.0 | 130 | 13.0 | 12.2 |" in text
+    nothing = page.section({"points": [], "files": FILES})
+    assert nothing.startswith("Timings not run: all.") and "runtime.png" not in nothing
+
+
+def test_the_plan_of_the_study() -> None:
+    assert len(set(runtime.ORDER)) == len(runtime.ORDER) == 4 * 2 * 3
+    with_goals = {(network, 1, batch) for network, batch, _ in runtime.GOALS}
+    first = [place for place in runtime.ORDER if place in with_goals][:3]
+    assert tuple(first) == runtime.ORDER[:3]  # what has goals and is not slow comes first
+    assert runtime.obstacle("vgg16", 32, Compiled) and not runtime.obstacle("vgg16", 1, Compiled)
+    assert not runtime.obstacle("vgg16", 1, Dense) and runtime.obstacle("resnet50", 1, Int8)
+    assert runtime.obstacle("vgg16", 1, OnnxSparse) and not runtime.obstacle("minilm", 1, OnnxSparse)
+
+
+def test_bf16_is_run_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "native_bf16", lambda device: False)
+    assert runtime.obstacle("vgg16", 1, Half) == "this processor emulates bf16"
+    monkeypatch.setattr(runtime, "native_bf16", lambda device: True)
+    assert runtime.obstacle("vgg16", 32, Half) == ""
+
+
+def test_free_products_and_free_layers_keep_the_rest_of_the_network() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    espalier.prune(model, 0.9)
+    x = torch.randn(2, 3, 8, 8)
+    plan = plan_of(accelerate(model, x, seconds=0.0))
+    choices = {"0": Choice("bag", 64), "3": Choice("bag", 64)}
+    fast = accelerate(model, x, plan=replace(plan, fell_back=False).with_choices(choices))
+    assert set(runtime.sparse_layers(fast)) == {"0", "3"}
+    with torch.inference_mode():
+        free = runtime.free_layers(fast, lambda network: network(x))
+        assert torch.allclose(free(torch.zeros_like(x)), model(x), atol=1e-5)  # the answers of before
+        bias = model.get_submodule("3").bias
+        assert isinstance(bias, torch.Tensor)
+        assert torch.equal(runtime.free_products(fast)(x), bias.expand(2, 10))  # all else but the products
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
