@@ -24,9 +24,11 @@ from espalier.runtime import (
     accelerate,
     plan_of,
 )
+from espalier.runtime.acceleration import _candidates
 from espalier.runtime.arrangement import Family, Way
 from espalier.runtime.layers import Siblings, sparse_version, supported
 from espalier.runtime.semi_structured import obstacle
+from espalier.runtime.tracing import Call
 
 
 def pruned(layer: nn.Module, sparsity: float = 0.8) -> Any:
@@ -238,6 +240,24 @@ def test_layers_that_are_alike_are_timed_once() -> None:
     assert "as 0" not in without_bias.reason + sparser.reason
     used = [layer for layer in plan.layers if layer.choice is not None]
     assert len(Counting.packed) == 3 + len(used)  # three were timed; then each that is used is packed
+
+
+def test_a_kernel_that_is_hopeless_is_not_tried_with_every_tile() -> None:
+    layer, x = pruned(nn.Linear(16, 16)), torch.randn(600, 16)
+    call = Call(tuple(x.shape), x.stride(), x.dtype, 600)
+    for second, tiles in ((0.05, 1), (0.001, 4)):
+        seconds = iter([0.001] * 4 + [second] * 4)
+        now = 0.0
+        reads = 0
+
+        def clock() -> float:
+            nonlocal now, reads
+            reads += 1
+            now += next(seconds) if reads % 2 == 0 else 0.0  # noqa: B023
+            return now
+
+        found = _candidates(layer, (Bag(), Csr()), [call], [x], clock)
+        assert [way.split()[0] for way in found] == ["bag"] * 4 + ["csr"] * tiles
 
 
 def test_larger_tiles_and_other_layouts_are_tried_on_the_whole_network() -> None:

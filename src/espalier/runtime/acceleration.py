@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from espalier._errors import EspalierError
 from espalier._forward import device_of
 from espalier.runtime.arrangement import TILES, arrange, join
-from espalier.runtime.clock import doubts, interleave, steady
+from espalier.runtime.clock import SHORT, Clock, doubts, interleave, steady
 from espalier.runtime.kernels import KERNELS, AbstractKernel
-from espalier.runtime.layers import Choice, sparse_version, supported, tile_of
+from espalier.runtime.layers import Choice, SparseConv2d, SparseLinear, sparse_version, supported, tile_of
 from espalier.runtime.plan import LayerPlan, Machine, Plan, alike, difference
 from espalier.runtime.tracing import (
     Call,
@@ -34,6 +34,8 @@ LOSS = 1.03
 """The accelerated network may take this many times as long as the dense one, not more."""
 TOLERANCE = 1e-4
 """Largest difference of outputs, over the largest output, that sums in another order may make."""
+HOPELESS = 1.7
+"""A kernel that takes this many times as long as the best so far, and over 10 ms, is not tried with other tiles."""
 WORTH_TRYING = 0.7
 """Density above which no sparse kernel has a chance, so that none is timed."""
 Progress = Callable[[str, int, int], object]
@@ -174,36 +176,55 @@ def _measure(
         return plan
     generator = torch.Generator().manual_seed(0)
     inputs = [(met.input(generator), count) for met, count in calls.items()]
-    ways: dict[str, Callable[[], object]] = {"dense": _repeated(layer, inputs)}
-    choices: dict[str, Choice] = {}
+    clock = steady(torch.get_num_threads())
     with torch.inference_mode():
-        expected = [layer(x) for x, _ in inputs]
-        for kernel in kernels:
-            packed = None
-            for tile in _tile_candidates(layer, list(calls)):
-                way = f"{kernel.name} {tile}"
-                if packed is None:
-                    packed = sparse_version(layer, kernel, Choice(kernel.name, tile))
-                sparse = copy.copy(packed)
-                sparse.choice = choices[way] = Choice(kernel.name, tile)
-                if disagreement([sparse(x) for x, _ in inputs], expected) <= TOLERANCE:
-                    ways[way] = _repeated(sparse, inputs)
+        found = _candidates(layer, kernels, list(calls), [x for x, _ in inputs], clock)
         timings = interleave(
-            ways,
+            {"dense": _repeated(layer, inputs)} | {way: _repeated(x, inputs) for way, x in found.items()},
             rounds=50,
             budget=seconds,
             least=3,
             keep=1.3,
             always=frozenset({"dense"}),
             warm=True,
-            clock=steady(torch.get_num_threads()),
+            clock=clock,
         )
     shortest = {way: timing.minimum for way, timing in timings.items()}
     best = min(shortest, key=lambda way: shortest[way])
     gain = shortest["dense"] / shortest[best]
     if best == "dense" or gain < GAIN:
         return replace(plan, timings=shortest, reason="dense: no sparse kernel was faster")
-    return replace(plan, timings=shortest, choice=choices[best], reason=f"{gain:.2f} times dense alone")
+    reason = f"{gain:.2f} times dense alone"
+    return replace(plan, timings=shortest, choice=found[best].choice, reason=reason)
+
+
+def _candidates(
+    layer: nn.Module,
+    kernels: Sequence[AbstractKernel],
+    calls: Sequence[Call],
+    inputs: Sequence[Tensor],
+    clock: Clock,
+) -> dict[str, SparseLinear | SparseConv2d]:
+    """Sparse versions of a layer that give its outputs, with every kernel and tile that has a chance."""
+    expected = [layer(x) for x in inputs]
+    found: dict[str, SparseLinear | SparseConv2d] = {}
+    least = float("inf")
+    for kernel in kernels:
+        packed = None
+        for tile in _tile_candidates(layer, calls):
+            choice = Choice(kernel.name, tile)
+            packed = packed or sparse_version(layer, kernel, choice)
+            sparse = copy.copy(packed)
+            sparse.choice = choice
+            start = clock()
+            outputs = [sparse(x) for x in inputs]
+            took = clock() - start
+            if disagreement(outputs, expected) <= TOLERANCE:
+                found[f"{kernel.name} {tile}"] = sparse
+            least = min(least, took)
+            if took > max(SHORT, HOPELESS * least):
+                break
+    return found
 
 
 def _repeated(layer: nn.Module, inputs: Sequence[tuple[Tensor, int]]) -> Callable[[], None]:
