@@ -18,6 +18,7 @@ from results._common import environment, write_json
 from benchmarks._measure import Goal, Part
 from benchmarks.comparing import comparing
 from benchmarks.curvature import curvature, eigenpairs
+from benchmarks.hessian_ways import hessian_ways
 from benchmarks.inspect_speed import curve, gaussian, histogram, sharded
 from benchmarks.optim_step import optimizer_step
 from benchmarks.sparse_file import sparse_file
@@ -33,6 +34,7 @@ PARTS: dict[str, Callable[[bool], Part]] = {
     "sparse_file": sparse_file,
     "optimizer_step": optimizer_step,
     "curvature": curvature,
+    "hessian_ways": hessian_ways,
     "training_step": training_step,
     "sharded": sharded,
     "sparsegpt": sparsegpt,

@@ -212,13 +212,13 @@ def test_ordinary_dropout_in_train_mode_is_fine() -> None:
 
 
 def test_unfit_networks_are_refused_with_the_reason() -> None:
-    with pytest.raises(EspalierError, match=r"'1.weight' is not initialized yet"):
+    with pytest.raises(EspalierError, match=r"lazily initialized: '1.weight' has no shape yet"):
         Risk(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), split())
-    with pytest.raises(EspalierError, match=r"'1.weight' is complex \(complex64\)"):
+    with pytest.raises(EspalierError, match=r"has complex parameters \(1.weight, 1.bias\)"):
         Risk(nn.Sequential(nn.Flatten(), nn.Linear(4, 3, dtype=torch.complex64)), split())
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     model[1].weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(EspalierError, match=r"1.weight holds quantized weights"):
+    with pytest.raises(EspalierError, match=r"is quantized \(1.weight\)"):
         Risk(model, split())
     bad = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     with torch.no_grad():
@@ -255,6 +255,12 @@ def test_vectors_that_do_not_fit_are_refused() -> None:
         Curvature(risk) @ torch.zeros(3)
 
 
+def differences(risk: Risk, v: Tensor, step: float = 1e-5) -> Tensor:
+    """The product with the Hessian by central differences of the gradient."""
+    slopes = [risk.loss_and_gradient(risk.weights + sign * step * v)[1] for sign in (1, -1)]
+    return (slopes[0] - slopes[1]) / (2 * step)
+
+
 def test_attention_has_a_second_derivative() -> None:
     class Attention(nn.Module):
         def __init__(self) -> None:
@@ -267,9 +273,48 @@ def test_attention_has_a_second_derivative() -> None:
 
     risk = Risk(Attention(), split(8), dtype=torch.float64)
     v = torch.randn(risk.dimension, dtype=torch.float64)
-    step = 1e-5
-    slopes = [risk.loss_and_gradient(risk.weights + sign * step * v)[1] for sign in (1, -1)]
-    assert torch.allclose(risk.product(risk.weights, v), (slopes[0] - slopes[1]) / (2 * step), atol=1e-5)
+    assert torch.allclose(risk.product(risk.weights, v), differences(risk, v), atol=1e-5)
+
+
+class Square(torch.autograd.Function):
+    """x^2 that knows how to go back twice, and not forward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grad
+
+
+class Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Square.apply(self.linear(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+def test_what_has_no_forward_derivative_goes_back_twice() -> None:
+    risk = Risk(Squared(), split(), dtype=torch.float64)
+    v = torch.randn(risk.dimension, dtype=torch.float64)
+    assert torch.allclose(risk.product(risk.weights, v), differences(risk, v), atol=1e-5)
+    with pytest.raises(RuntimeError):
+        risk._along(risk.weights, v, next(iter(risk.batches()))[0])
+
+
+def test_going_back_twice_gives_what_going_forward_does() -> None:
+    for model in (network(), nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.GELU(), nn.LogSoftmax(1))):
+        risk = Risk(model.eval(), split(), dtype=torch.float64)
+        v = torch.randn(risk.dimension, dtype=torch.float64)
+        each = [risk._back_twice(risk.weights, v, x, y) for x, y in risk.batches()]
+        twice = torch.stack(each).sum(0) / risk.examples
+        assert torch.allclose(risk.product(risk.weights, v), twice, atol=1e-12)
+        assert torch.allclose(twice, differences(risk, v), atol=1e-5)
 
 
 def test_cross_entropy_is_a_sum() -> None:

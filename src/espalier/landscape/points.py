@@ -125,7 +125,11 @@ def check_usable(module: nn.Module, name: str) -> None:
     """
     check_initialized(module, name)
     homes = {key: type(part).__module__ for key, part in module.named_modules()}
-    quantized = [key for key, home in homes.items() if home.startswith("torch.") and ".quantized" in home]
+    quantized = [
+        key or type(module).__name__
+        for key, home in homes.items()
+        if (home.startswith("torch.") and ".quantized" in home) or home.startswith("bitsandbytes")
+    ]
     quantized += [
         key
         for key, p in module.named_parameters()
@@ -133,13 +137,13 @@ def check_usable(module: nn.Module, name: str) -> None:
     ]
     if quantized:
         raise EspalierError(
-            f"{name} is quantized ({listing(quantized)}): between two integers or scaled values lies no network; "
-            "give the floating-point network it was made from"
+            f"{name} is quantized ({listing(quantized)}): between two integers or scaled values lies no network, and "
+            "the loss is a step function of them, without gradient; give the floating-point network it was made from"
         )
     if complexes := [key for key, p in module.named_parameters() if p.dtype.is_complex]:
         raise EspalierError(
-            f"{name} has complex parameters ({listing(complexes)}), of which norms and directions here are not "
-            "defined; give it as a network of real and imaginary parts"
+            f"{name} has complex parameters ({listing(complexes)}), of which norms, directions and curvature here are "
+            "not defined; give it as a network of real and imaginary parts"
         )
     if not any(True for _ in module.parameters()):
         raise EspalierError(f"{name} has no parameters: there is no landscape over nothing")

@@ -1,7 +1,7 @@
 """The mean loss of a network on fixed data, as a function of its weights: value, gradient, curvature."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
@@ -19,6 +19,7 @@ from espalier._forward import device_of, logits_of, modes, takes_channels_last
 from espalier._types import Tensors
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Batch
+from espalier.landscape.points import check_usable
 from espalier.landscape.processes import share, summed
 from espalier.masks import unwrapped
 from espalier.selection import Selection
@@ -77,7 +78,8 @@ class Risk:
         device: torch.device | None = None,
     ) -> None:
         self._model, self._data, self._batch_size, self._loss = unwrapped(model), data, batch_size, loss
-        _refuse_unfit(self._model)
+        check_usable(self._model, "the model")
+        _refuse_dropout(self._model)
         self.device = device_of(self._model) if device is None else torch.device(device)
         values = {name: p.detach() for name, p in self._model.named_parameters()}
         self.names = _variables(self._model, values, selection)
@@ -126,7 +128,7 @@ class Risk:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self._running(), torch.no_grad():
             weights = self.named(self._vector(at))
-            for x, y in self._batches():
+            for x, y in self.batches():
                 total += self._loss(self._outputs(weights, x), y)
         return float(summed(total)) / self.examples
 
@@ -136,7 +138,7 @@ class Risk:
 
     def loss_and_gradient(self, at: Tensor | Tensors | None = None) -> tuple[float, Tensor]:
         """The mean loss, and its gradient as a vector (d,) in float64."""
-        return self._loss_and_gradient(self._vector(at), self._batches())
+        return self._loss_and_gradient(self._vector(at), self.batches())
 
     def product(self, at: Tensor, v: Tensor, kind: Kind = "hessian") -> Tensor:
         """One curvature-vector product (d,), float64; see `espalier.landscape.operators.Curvature`.
@@ -153,7 +155,7 @@ class Risk:
         at, v = self._moved(at), self._moved(v)
         total = torch.zeros(self.dimension, dtype=torch.float64, device=self.device)
         with self._running():
-            for x, y in self._batches():
+            for x, y in self.batches():
                 total += one(at, v, x, y)
         return summed(total).div_(self.examples)
 
@@ -230,7 +232,7 @@ class Risk:
         found: Any = functional_call(self._model, {**self._fixed, **weights}, (x,))
         return found if isinstance(found, Tensor) else logits_of(found)
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """This process's share of the batches, where and in what to compute."""
         for x, y in share(self._whole()):
             moved = self._moved(x)
@@ -275,7 +277,7 @@ class Risk:
     def _probe(self) -> None:
         """Refuses what is not the same function twice, and what is not finite."""
         some = 1 if isinstance(self._data, AbstractSplit) else None
-        passes = [self._loss_and_gradient(self.weights, islice(self._batches(), some)) for _ in range(2)]
+        passes = [self._loss_and_gradient(self.weights, islice(self.batches(), some)) for _ in range(2)]
         (first, slope), (second, again) = passes
         if not (torch.isfinite(slope).all() and torch.isfinite(torch.tensor(first))):
             raise EspalierError(
@@ -315,36 +317,6 @@ def _variables(model: nn.Module, values: dict[str, Tensor], selection: Selection
             f"the selection names {listing(unknown)}, no parameters of the model.{near(unknown[0], values)}"
         )
     return tuple(name for name in values if name in set(wanted))
-
-
-def _refuse_unfit(model: nn.Module) -> None:
-    """Says which weights have no curvature here, and why."""
-    tensors: Sequence[tuple[str, Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in tensors:
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise EspalierError(
-                f"{name!r} is not initialized yet, so it has no size: run one batch through the module first"
-            )
-        if tensor.is_complex():
-            raise EspalierError(
-                f"{name!r} is complex ({str(tensor.dtype).removeprefix('torch.')}): its curvature is not a "
-                "symmetric matrix over real weights; store real and imaginary part as two parameters"
-            )
-    packed = [
-        name or type(module).__name__
-        for name, module in model.named_modules()
-        if ".quantized" in type(module).__module__ or "bitsandbytes" in type(module).__module__
-    ]
-    packed += [
-        name for name, p in model.named_parameters() if p.is_quantized or not p.dtype.is_floating_point
-    ]
-    packed += [name for name, p in model.named_parameters() if p.dtype.itemsize == 1]
-    if packed:
-        raise EspalierError(
-            f"{listing(packed)} holds quantized weights: the loss is a step function of them, without "
-            "gradient or curvature; give the network before quantization"
-        )
-    _refuse_dropout(model)
 
 
 def _refuse_dropout(model: nn.Module) -> None:

@@ -35,6 +35,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Examples a pass: less saves
 
 
 def curvature_of(
+    name: str,
     network: "nn.Module",
     data: "Dataset",
     kind: str,
@@ -47,9 +48,11 @@ def curvature_of(
     from espalier.checkpoint import open_checkpoint
     from espalier.cli.landscape.networks import say_shared
     from espalier.landscape.operators import Curvature
+    from espalier.landscape.points import check_usable
     from espalier.landscape.risk import Risk
     from espalier.selection import select
 
+    check_usable(network, name)
     selection = select(open_checkpoint(network), scope, include or [], exclude or [])  # type: ignore[arg-type]
     risk = Risk(network, data.train, selection=selection, batch_size=batch_size)
     say_shared(-(-risk.examples // batch_size))

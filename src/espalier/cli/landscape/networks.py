@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from espalier._errors import CheckpointError
 from espalier._forward import probe
-from espalier.checkpoint import open_checkpoint
+from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
 from espalier.cli import names, options
 from espalier.data import Dataset
+from espalier.landscape.points import check_usable
 from espalier.landscape.processes import from_main, place
 from espalier.landscape.surface import Surface
 
@@ -26,7 +28,7 @@ def gather(
     found: dict[str, nn.Module] = {}
     for name, file in files.items():
         checkpoint = open_checkpoint(file)
-        network = names.model(model, len(dataset.classes), checkpoint, str(file)).model.to(device).eval()
+        network = _filled(model, len(dataset.classes), checkpoint, file).to(device).eval()
         if not found:
             probe(network, dataset, f"--model {model}")
         found[name] = network
@@ -57,6 +59,17 @@ def subset(data: Dataset, train: int, test: int, limit: int) -> str:
     cut = "all of them" if not limit else f"--limit {limit:,}; the first of a fixed permutation"
     parts = [f"{count:,} {word}" for count, word in ((train, "training"), (test, "test")) if count]
     return f"{data.name}: {' and '.join(parts)} examples ({cut})"
+
+
+def _filled(word: str, classes: int, checkpoint: AbstractCheckpoint, file: Path) -> nn.Module:
+    try:
+        return names.model(word, classes, checkpoint, str(file)).model
+    except CheckpointError:
+        if not word.startswith(
+            "hf:"
+        ):  # what a quantized network packs away is no tensor and seems to be missing
+            check_usable(names.network(word, classes), f"--model {word}")
+        raise
 
 
 def _data(word: str, root: Path | None, limit: int) -> Dataset:

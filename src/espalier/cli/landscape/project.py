@@ -54,7 +54,7 @@ def command(
     shared.check_outputs(png, html, *files.values())
     dataset, networks = gather(files, model, data, data_root, limit)
     operator = curvature.curvature_of(
-        networks[label[first]], dataset, kind, batch_size, scope, include, exclude
+        label[first], networks[label[first]], dataset, kind, batch_size, scope, include, exclude
     )
     risk = operator.risk
     flat = {name: risk.flat(dict(network.named_parameters())).double() for name, network in networks.items()}

@@ -54,7 +54,9 @@ def command(
     if probes == 1 or trace == 1:
         raise EspalierError("error bars need at least 2 of --probes and --trace, or 0 to leave them out")
     dataset, networks = gather({file.name: file}, model, data, data_root, limit)
-    operator = curvature.curvature_of(networks[file.name], dataset, kind, batch_size, scope, include, exclude)
+    operator = curvature.curvature_of(
+        file.name, networks[file.name], dataset, kind, batch_size, scope, include, exclude
+    )
     risk = operator.risk
     loss, slope = risk.loss_and_gradient()
     with progress_bar(not as_json) as bar:
