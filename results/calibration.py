@@ -7,7 +7,7 @@ asked for, in a pilot with seed 0. For the paper's law `espalier.train.calibrati
 a search does, on the zeros at nine tenths of the pilot, where a study settles the count. A pilot of LeNet5 is the whole
 training; one of ResNet-20 is the training shrunk to one epoch, and a penalty is divided by how much longer the training
 is, so that the sum of what is taken away stays. A c found for another sparsity serves where the sparsity that is
-predicted of it for the whole training is nearer.
+predicted of it for the whole training is nearer; a penalty is read off between two pilots where none of them is near.
 
 Where the run with that strength is at chance on the validation split, the rule has failed. Then the strength is, of five
 smaller ones, that whose whole run, settled at that sparsity, is best on the validation split.
@@ -100,12 +100,22 @@ def searched(network: str, word: str, sparsity: float) -> dict[str, Any]:
     while len(pilots) <= ROUNDS[network] and abs((1 - pilots[-1]["sparsity"]) / wanted - 1) > NEAR:
         pilots.append(pilot(network, word, following(pilots, wanted), epochs, None))
     best = min(pilots, key=lambda p: abs(math.log(max(1 - p["sparsity"], 1e-4) / wanted)))
-    return {
-        "strength": best["strength"] / stretch,
-        "sparsity": best["sparsity"],
-        "accuracy": best["accuracy"],
-        "pilots": pilots,
-    }
+    return {**best, "strength": best["strength"] / stretch, "pilots": pilots}
+
+
+def between(found: dict[str, Any], stretch: float) -> dict[str, Any]:
+    """The strength between the two nearest pilots, linear in logarithms, where both learn and none is near enough."""
+    wanted, pilots = 1 - found["asked"], [p for p in found["pilots"] if p["accuracy"] >= FLOOR]
+    weaker = [p for p in pilots if 1 - p["sparsity"] > wanted]
+    stronger = [p for p in pilots if 1 - p["sparsity"] <= wanted]
+    if "predicted" in found or abs((1 - found["sparsity"]) / wanted - 1) <= NEAR or not (weaker and stronger):
+        return found
+    low = max(weaker, key=lambda p: float(p["strength"]))
+    high = min(stronger, key=lambda p: float(p["strength"]))
+    ends = [math.log(1 - p["sparsity"]) for p in (low, high)]
+    share = (ends[0] - math.log(wanted)) / (ends[0] - ends[1])
+    strength = low["strength"] * (high["strength"] / low["strength"]) ** share
+    return {**found, "rule": "between two pilots", "strength": strength / stretch}
 
 
 def calibrated(network: str, sparsity: float) -> dict[str, Any]:
@@ -195,7 +205,8 @@ def collect() -> dict[str, Any]:
         there = {a: once(path, dict) for a, path in paths.items() if path.exists()}
         for word, sparsity in there:
             rivals = [f for (other, _), f in there.items() if other == word and "settled" not in f]
-            found = nearest(there[word, sparsity], rivals)
+            stretch = MODERN[network].epochs / PILOT[network]
+            found = between(nearest(there[word, sparsity], rivals), stretch)
             kept = {k: found[k] for k in ("strength", "rule", "accuracy", "pilots")}
             kept["sparsity"] = found.get("predicted", found["sparsity"])
             laws.append({"network": network, "law": word, "asked": sparsity, **kept})

@@ -167,3 +167,17 @@ def test_the_search_for_a_penalty_stays_between_what_is_too_small_and_too_large(
     assert calibration.following([tried(1.0, 0.8)], 0.1) == pytest.approx(2.0)
     assert calibration.following([tried(1.0, 0.0)], 0.1) == 4.0
     assert calibration.following([tried(1.0, 0.8), tried(2.0, 0.999)], 0.1) == pytest.approx(2.0**0.5)
+
+
+def test_a_penalty_is_read_off_between_pilots_that_learn() -> None:
+    pilots = [
+        {"strength": 1.0, "sparsity": 0.6, "accuracy": 0.9},
+        {"strength": 4.0, "sparsity": 0.9, "accuracy": 0.8},
+        {"strength": 8.0, "sparsity": 0.9999, "accuracy": 0.1},
+    ]
+    asked = {"asked": 0.8, "strength": 4.0, "sparsity": 0.9, "rule": "reaches the sparsity", "pilots": pilots}
+    found = calibration.between(asked, 2.0)
+    assert found["strength"] == pytest.approx(1.0)  # half way in the logarithms, of a training twice as long
+    assert found["rule"] == "between two pilots"
+    beyond = {**asked, "asked": 0.98}
+    assert calibration.between(beyond, 2.0) == beyond  # a network that does not learn says nothing
