@@ -27,6 +27,9 @@ class Noisy(nn.Module):
     def forward(self, x):
         return nn.functional.dropout(self.linear(x.flatten(1)), 0.5)
 
+def grouped():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 10, 1), nn.Flatten())
+
 def dropout():
     return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
 """
@@ -128,6 +131,24 @@ def test_norms_and_topology(run: Run, files: Path):
     assert overlap["lost"] == 0 and overlap["jaccard"] == pytest.approx(overlap["chance"])
     for picture in ("n", "t"):
         assert (files / f"{picture}.png").exists() and "<svg" in (files / f"{picture}.html").read_text()
+
+
+def test_groups_come_from_the_model(run: Run, files: Path):
+    """Each of two groups leaves one of its inputs unread, and not the same one."""
+    weight = torch.ones(4, 2, 3, 3)
+    weight[:2, 1], weight[2:, 0] = 0, 0
+    state = {"0.weight": torch.ones(4, 1, 3, 3), "1.weight": weight, "2.weight": torch.ones(10, 4, 1, 1)}
+    biases = {f"{i}.bias": torch.ones(len(state[f"{i}.weight"])) for i in range(3)}
+    save_checkpoint(files / "g.safetensors", state | biases)
+    _, out, _ = run("landscape", "topology", *named("g"))
+    assert "groups unknown, taken as 1: 1 convolution (1.weight)" in out and "0 of 2" in out
+    model = ("--model", "networks_of_a_person:grouped")
+    _, out, _ = run("landscape", "topology", *named("g"), *model)
+    assert "2 of 4" in out and "groups unknown" not in out
+    _, out, _ = run("landscape", "topology", *named("g"), *model, "--json")
+    found = json.loads(out)
+    assert found["groups_unknown"] == [] and found["networks"]["g.safetensors"][1]["no_outgoing"] == 2
+    assert "groups unknown" not in run("landscape", "topology", *named("pruned"))[1]
 
 
 PERSON = ("--model", "networks_of_a_person:Noisy", *DATA[2:])

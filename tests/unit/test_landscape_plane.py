@@ -21,7 +21,7 @@ from espalier.landscape.plane import (
 )
 from espalier.landscape.points import Space
 from espalier.landscape.surface import Surface
-from espalier.landscape.topology import connectivity, dead_units, groups_of, overlaps
+from espalier.landscape.topology import connectivity, dead_units, grouped_perhaps, groups_of, overlaps
 from tests.unit.test_landscape_surface import normed, plain, split
 
 
@@ -127,6 +127,14 @@ def test_sources_of_a_grouped_convolution():
     assert (layer.sources, layer.no_outgoing) == (2, 0)
     with pytest.raises(EspalierError, match="weight has 4 units, which 3 groups do not divide"):
         connectivity(Masks({"weight": mask}), {"weight": 3})
+
+
+def test_grouped_convolutions_show_in_the_shapes():
+    shapes = {"stem.weight": (8, 3, 3, 3), "wide.weight": (8, 8, 3, 3), "depth.weight": (8, 1, 3, 3)}
+    assert grouped_perhaps(shapes) == ("depth.weight",)
+    dense = {"stem.weight": (6, 1, 5, 5), "next.weight": (16, 6, 5, 5), "joined.weight": (8, 22, 3, 3)}
+    assert not grouped_perhaps(dense), "22 = 6 + 16 side by side"
+    assert not grouped_perhaps({**shapes, "depth.weight": (8, 1, 1, 1)}), "a scale for each channel"
 
 
 def test_overlap_by_chance_is_the_mean_over_masks():

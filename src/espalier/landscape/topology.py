@@ -65,9 +65,9 @@ def connectivity(masks: Masks, groups: Mapping[str, int] | None = None) -> tuple
 
     Args:
         masks: of tensors with two or more dimensions; others are left out.
-        groups: of grouped convolutions by tensor name, see `groups_of`: the shape of a weight does not tell. Without
-            it every layer has one group, so the sources of a grouped one are counted once for all groups
-            together. Transposed convolutions have inputs and units swapped.
+        groups: of grouped convolutions by tensor name, see `groups_of`: the shape of a weight does not tell, though
+            `grouped_perhaps` sees where it matters. Without it every layer has one group, so the sources of a
+            grouped one are counted once for all groups together. Transposed convolutions have inputs and units swapped.
 
     Raises:
         EspalierError: there is none, or a number of groups does not divide the units.
@@ -92,6 +92,24 @@ def groups_of(module: nn.Module) -> dict[str, int]:
     }
 
 
+def grouped_perhaps(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Convolutions that look grouped: none has as many units as they read, and one a multiple that fits.
+
+    A guess from shapes alone. The first convolution reads the input, of which no layer tells, and is left out.
+
+    Args:
+        shapes: of all weights of a network by name, in its order.
+    """
+    # A tensor (n, 1, 1) is a scale for each channel.
+    kernels = [(name, shape) for name, shape in shapes.items() if len(shape) > 2 and math.prod(shape[1:]) > 1]
+    units = {shape[0] for _, shape in kernels}
+    return tuple(
+        name
+        for name, (out, inputs, *_) in kernels[1:]
+        if inputs not in units and any(out % g == 0 and g * inputs in units for g in range(2, out + 1))
+    )
+
+
 def overlaps(a: Masks, b: Masks) -> tuple[Overlap, ...]:
     """Overlap, and what is lost, of all tensors together, then of each.
 
@@ -110,9 +128,11 @@ def dead_units(layers: Sequence[Layer]) -> dict[str, int]:
     }
 
 
-def topologies(networks: Mapping[str, Masks]) -> dict[str, tuple[Layer, ...]]:
-    """`connectivity` of several networks."""
-    return {name: connectivity(masks) for name, masks in networks.items()}
+def topologies(
+    networks: Mapping[str, Masks], groups: Mapping[str, int] | None = None
+) -> dict[str, tuple[Layer, ...]]:
+    """`connectivity` of several networks of one architecture."""
+    return {name: connectivity(masks, groups) for name, masks in networks.items()}
 
 
 def _layer(name: str, mask: Tensor, groups: int) -> Layer:

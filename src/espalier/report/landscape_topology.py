@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from espalier._errors import listing, plural
 from espalier.report.landscape_figures import COLORS, write_png
 from espalier.report.page import Page, Section, Table, new_figure, svg, write_page
 from espalier.report.text import dump, percent, table
@@ -25,10 +26,12 @@ class Result:
     Args:
         layers: network -> its layers.
         overlaps: other network -> what its masks share with those of the first.
+        unknown: convolutions that look grouped, and were taken as of one group.
     """
 
     layers: "Mapping[str, Sequence[Layer]]"
     overlaps: "Mapping[str, Sequence[Overlap]]"
+    unknown: Sequence[str] = ()
 
     @property
     def first(self) -> str:
@@ -45,6 +48,7 @@ def as_json(result: Result) -> str:
                 {"a": result.first, "b": name, "tensors": [vars(one) for one in found]}
                 for name, found in result.overlaps.items()
             ],
+            "groups_unknown": list(result.unknown),
         }
     )
 
@@ -146,8 +150,13 @@ def _notes(result: Result) -> list[str]:
     notes = [
         "a convolution kernel is one connection; with skip connections an input without use in one layer may have "
         "one in another",
-        "a file does not tell grouped convolutions: their inputs are counted once for all groups together",
     ]
+    if result.unknown:
+        notes.append(
+            f"groups unknown, taken as 1: {plural(len(result.unknown), 'convolution')} ({listing(result.unknown, 3)}) "
+            "by the shapes belong to groups, of which the file says nothing; give --model to count their inputs "
+            "group by group"
+        )
     if result.overlaps:
         notes.append(f"lost: share of what {result.first} keeps that the other does not")
     return notes
