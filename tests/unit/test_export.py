@@ -25,7 +25,7 @@ from espalier.export import (
     to_torch,
 )
 from espalier.export.examples import as_example
-from espalier.export.initializers import index_dtype, sparsify
+from espalier.export.initializers import index_dtype, name_transposes, sparsify
 from espalier.export.onnx_file import _check_packages
 from espalier.export.parity import Session, difference, flattened
 from espalier.models import DigitsCNN
@@ -254,6 +254,27 @@ def test_examples() -> None:
     assert as_example((torch.ones(1), torch.ones(1))).labels(Wide()) == ("x", "input_0")
 
 
+def test_transposed_parameters_get_their_names_back() -> None:
+    weight, other = torch.arange(6.0).view(2, 3), torch.ones(3, 2)
+
+    def graph(*nodes: Any) -> Any:
+        initializers = [
+            onnx.numpy_helper.from_array(weight.t().contiguous().numpy(), "val_1"),
+            onnx.numpy_helper.from_array(other.numpy(), "val_2"),
+        ]
+        return onnx.helper.make_model(onnx.helper.make_graph(list(nodes), "g", [], [], initializers))
+
+    product = onnx.helper.make_node("MatMul", ["x", "val_1"], ["y"])
+    proto = graph(product)
+    name_transposes(proto, {"a.weight": weight, "b.bias": torch.ones(2)})
+    assert [tensor.name for tensor in proto.graph.initializer] == ["a.weight.T", "val_2"]
+    assert list(proto.graph.node[0].input) == ["x", "a.weight.T"]
+    inner = onnx.helper.make_graph([product], "inner", [], [])
+    proto = graph(onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
+    name_transposes(proto, {"a.weight": weight})
+    assert [tensor.name for tensor in proto.graph.initializer] == ["val_1", "val_2"]
+
+
 def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(EspalierError, match=r"needs onnxscript: pip install 'espalier\[export\]'"):
@@ -422,6 +443,9 @@ def test_an_encoder_is_exported_with_open_batch_and_length(
     assert found["inputs"] == {name: ["batch", "sequence"] for name in ("input_ids", "attention_mask")}
     assert list(found["outputs"]) == ["last_hidden_state", "pooler_output"]
     assert found["bytes"] < 0.6 * found["dense_bytes"]
+    sparse = {tensor["name"]: tensor["shape"] for tensor in found["tensors"] if tensor["sparse"]}
+    assert sparse["encoder.layer.0.intermediate.dense.weight.T"] == [32, 64]  # and not `val_92`
+    assert not any(name.startswith("val_") for name in sparse)
     model = hf_model(bert).eval()
     ids = torch.randint(0, 50, (3, 9))
     ours = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.detach()

@@ -1,9 +1,13 @@
 """Weights of an ONNX graph as sparse initializers, where the file becomes smaller by it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from onnx import ModelProto, SparseTensorProto, TensorProto
@@ -85,6 +89,40 @@ def sparsify(model: "ModelProto", indices: Indices = "int64") -> tuple[Initializ
         del model.graph.initializer[:]
         model.graph.initializer.extend(copies)
     return tuple(found)
+
+
+def name_transposes(model: "ModelProto", parameters: Mapping[str, Tensor]) -> None:
+    """Give an initializer that is a transposed parameter its name and `.T`, where torch wrote `val_92`.
+
+    Args:
+        model: changed. One with graphs inside of nodes is left as it is: they may use the names too.
+        parameters: of the module that was exported.
+    """
+    from onnx import numpy_helper
+
+    if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
+        return
+    matrices = {
+        _content(value.detach().cpu().numpy().T): f"{name}.T"
+        for name, value in parameters.items()
+        if value.ndim == 2 and value.dtype in (torch.float32, torch.float16, torch.float64)
+    }
+    taken = {tensor.name for tensor in model.graph.initializer}
+    names: dict[str, str] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 2 and tensor.name not in parameters and tensor.data_type in _FLOATS:
+            name = matrices.get(_content(numpy_helper.to_array(tensor)))
+            if name is not None and name not in taken:
+                names[tensor.name] = tensor.name = name
+                taken.add(name)
+    for node in model.graph.node:
+        for i, given in enumerate(node.input):
+            node.input[i] = names.get(given, given)
+
+
+def _content(array: NDArray[Any]) -> tuple[tuple[int, ...], int]:
+    """Equal for equal matrices, and for others hardly ever; the file is checked as a whole."""
+    return array.shape, hash(array.tobytes())
 
 
 def before_size(tensor: "TensorProto") -> int:

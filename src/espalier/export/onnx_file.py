@@ -14,7 +14,7 @@ from espalier._forward import device_of, modes
 from espalier.checkpoint import atomic
 from espalier.checkpoint.atomic import file_target
 from espalier.export.examples import BATCH, Example, as_example
-from espalier.export.initializers import Indices, Initializer, sparsify
+from espalier.export.initializers import Indices, Initializer, name_transposes, sparsify
 from espalier.export.parity import Difference, Session, difference, flattened, run_module
 from espalier.export.tracing import traced
 
@@ -125,6 +125,7 @@ def to_onnx(
         names = _output_names(answer)
         proto, reason = traced(model, example, names, opset=opset, fixed=fixed or bool(refused))
         reason = refused or reason
+        name_transposes(proto, dict(model.named_parameters()))
         version = _version(proto, opset)
         dense_bytes = proto.ByteSize()
         tensors = sparsify(proto, indices)
