@@ -137,14 +137,18 @@ def in_words(result: dict[str, Any]) -> Iterator[str]:
     ]
     if beaten:
         yield f"At its highest sparsity the pruned network is faster than dense bf16 in {sum(beaten)} of {len(beaten)}."
+
+
+def of_files(files: dict[str, list[dict[str, float]]]) -> str:
+    """What the goal for files says."""
     whole = [
         size
-        for name, sizes in result["files"].items()
+        for name, sizes in files.items()
         for size in sizes
         if name != "minilm" and size["sparsity"] == 0.9
     ]
     small = sum(size["sparse"] <= SMALL * size["dense"] for size in whole)
-    yield (
+    return (
         f"Files at 90 % zeros take at most {percent(SMALL, 0)} % of dense for {small} of {len(whole)} networks that are pruned "
         "as a whole; of MiniLM only the encoder is."
     )
@@ -187,7 +191,7 @@ def section(result: dict[str, Any]) -> str:
         parts += ["† Doubtful, and not to be quoted:", "\n".join(doubtful)]
     if lacking := missing(result):
         parts.append(f"Timings not run: {'; '.join(lacking) if points else 'all'}.")
-    parts.append(markdown(file_rows(result["files"])))
+    parts += [of_files(result["files"]), markdown(file_rows(result["files"]))]
     if points:
         parts.append("![Times dense fp32 of the ways to run a pruned network](runtime.png)")
     return "\n\n".join(parts)
