@@ -114,9 +114,8 @@ def file_rows(files: dict[str, list[dict[str, float]]]) -> Table:
     return rows
 
 
-def in_words(result: dict[str, Any]) -> Iterator[str]:
+def in_words(points: list[dict[str, Any]]) -> Iterator[str]:
     """What follows, goal by goal, each sentence from the numbers."""
-    points = result["points"]
     goals = [(row["speedup"], row["goal"]) for p in points for row in ours(p) if row.get("goal")]
     met = sum(speed >= goal for speed, goal in goals)
     yield f"Goals for speed: {len(goals)} measured, {met} met, {len(goals) - met} missed."
@@ -173,7 +172,7 @@ def section(result: dict[str, Any]) -> str:
         machine = points[0]["machine"]
         parts += [
             f"On {machine['processor']} with {machine['vectors']}, torch {machine['torch']}; least time of rounds in turn.",
-            " ".join(in_words(result)),
+            " ".join(in_words(points)),
             markdown(goal_rows(points)),
         ]
     for name, title in NETWORKS.items():
