@@ -11,6 +11,7 @@ from results.pages import (
     calibration_error,
     compared,
     directional_small,
+    gpu,
     landscape,
     lenet5_mnist,
     minilm,
@@ -33,6 +34,7 @@ CHAPTERS = [
     directional_small.CHAPTER,
     *landscape.CHAPTERS,
     runtime.CHAPTER,
+    gpu.CHAPTER,
 ]
 
 
@@ -45,9 +47,12 @@ def write_up() -> str:
         "name. The test split is read once per point and chooses nothing. `make figures` draws and writes this page anew.",
     ]
     for chapter in CHAPTERS:
-        result = load(chapter.name)
         parts += [f"## {chapter.title}"]
-        parts += ["Not run."] if result is None else [made(result), chapter.section(result)]
+        if chapter.name is None:
+            parts += [chapter.section(None)]
+        else:
+            result = load(chapter.name)
+            parts += ["Not run."] if result is None else [made(result), chapter.section(result)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,8 +88,9 @@ def with_table(text: str) -> str:
 def main() -> None:
     """Draw everything that is there and write both pages."""
     for chapter in CHAPTERS:
-        result = load(chapter.name)
-        if result is not None and chapter.figure is not None:
+        if chapter.figure is None or chapter.name is None:
+            continue
+        if (result := load(chapter.name)) is not None:
             chapter.figure(result)
     (HERE / "README.md").write_text(write_up())
     README.write_text(with_table(README.read_text()))

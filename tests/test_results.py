@@ -3,16 +3,19 @@
 import math
 from collections.abc import Iterator
 
+import click
 import pytest
 import torch
+import typer
 from results import calibration, compared, figures
 from results.pages import compared as compared_page
-from results.pages import resnet_cifar
+from results.pages import gpu, resnet_cifar
 from results.pages._shared import HERE, load
 
+from espalier.cli import app
 from espalier.cli.compare import gather
 from espalier.compare import Outcome
-from espalier.recipe import YamlFile
+from espalier.recipe import YamlFile, find_recipe
 from espalier.study import StudyRecipe
 
 
@@ -181,3 +184,15 @@ def test_a_penalty_is_read_off_between_pilots_that_learn() -> None:
     assert found["rule"] == "between two pilots"
     beyond = {**asked, "asked": 0.98}
     assert calibration.between(beyond, 2.0) == beyond  # a network that does not learn says nothing
+
+
+@pytest.mark.parametrize("words", gpu.commands(), ids=lambda words: " ".join(words[1:4]))
+def test_commands_that_wait_for_a_gpu_are_commands(words: list[str]) -> None:
+    program, *arguments = words
+    assert program == "espalier"
+    command: click.Command = typer.main.get_command(app)
+    while isinstance(command, click.Group):
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    context = command.make_context("espalier", arguments)
+    if context.params.get("recipe"):
+        find_recipe(context.params["recipe"])

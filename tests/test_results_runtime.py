@@ -63,6 +63,7 @@ def test_doubts_and_what_is_missing_are_said() -> None:
     doubtful = point(zeros90=3.0, zeros95=3.5) | {"doubts": ["the machine is busy"]}
     text = page.section({"points": [doubtful], "files": FILES})
     assert "met, doubtful" in text and "- MiniLM, batch 1, 1 thread: the machine is busy" in text
+    assert "1 of 1 points are doubtful" in text and "Never a loss" not in text
     assert "| 1 | 1† | 40 |" in text and "Not run: int8 dynamic (why)." in text
     assert "Timings not run: MiniLM, batch 32, 1 thread; VGG16" in text
     assert "| ResNet-20 | 90.0 | 130 | 13.0 | 12.2 |" in text

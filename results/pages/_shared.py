@@ -13,10 +13,10 @@ Table = list[list[str]]
 
 @dataclass(frozen=True)
 class Chapter:
-    """One result: the JSON file it is read from, and what is written and drawn of it."""
+    """One result: the JSON file it is read from (None: nothing was measured), and what is written and drawn of it."""
 
     title: str
-    name: str
+    name: str | None
     section: Callable[[Any], str]
     figure: Callable[[Any], None] | None = None
 

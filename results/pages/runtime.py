@@ -119,13 +119,16 @@ def in_words(points: list[dict[str, Any]]) -> Iterator[str]:
     goals = [(row["speedup"], row["goal"]) for p in points for row in ours(p) if row.get("goal")]
     met = sum(speed >= goal for speed, goal in goals)
     yield f"Goals for speed: {len(goals)} measured, {met} met, {len(goals) - met} missed."
-    every = [(row["speedup"], row["sparsity"], point) for point in points for row in ours(point)]
-    least, sparsity, point = min(every, key=lambda item: item[0])
-    lost = sum(speed < 1 / LOSS for speed, _, _ in every)
-    yield (
-        f"Never a loss: {'kept' if not lost else f'broken {lost} times'} in {len(every)} measurements; the least is "
-        f"{least:.2f} times dense ({place(point)}, {percent(sparsity, 0)} % zeros)."
-    )
+    sound = [point for point in points if not point["doubts"]]
+    if every := [(row["speedup"], row["sparsity"], point) for point in sound for row in ours(point)]:
+        least, sparsity, point = min(every, key=lambda item: item[0])
+        lost = sum(speed < 1 / LOSS for speed, _, _ in every)
+        yield (
+            f"Never a loss: {'kept' if not lost else f'broken {lost} times'} in {len(every)} measurements; the least is "
+            f"{least:.2f} times dense ({place(point)}, {percent(sparsity, 0)} % zeros)."
+        )
+    if len(sound) < len(points):
+        yield f"{len(points) - len(sound)} of {len(points)} points are doubtful and not judged so."
     fastest = Counter(best(point) for point in points)
     named = ", ".join(f"{way} in {count}" for way, count in fastest.most_common())
     yield f"The fastest way of all was, in {len(points)} points: {named}."

@@ -78,6 +78,8 @@ class Session:
         options: Any = ort.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
+        # Its threads would go on looking for work after a call, on cores that the next thing to be timed needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has its own exceptions, one for each status
