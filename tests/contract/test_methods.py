@@ -63,6 +63,7 @@ METHODS: list[AbstractMethod] = [
     Gradual(allocation=UniformPlus()),  # Gale's "magnitude v2"
     Gradual(allocation=ERK(), begin=0.2, end=0.7, updates=3),
     TargetGRDA(),
+    TargetGRDA(rescale=True),
     TargetGRDA(end=0.5, begin=0.1, allocation=ERK(), decay="prox"),
     Threshold(PowerLaw(0.05, 0.5), paper=True, momentum=False),
     Threshold(LinearLaw(0.005)),

@@ -19,6 +19,7 @@ from espalier.optim import (
     ProxSGD,
     TargetSparsity,
     TimePowerLaw,
+    lost_scale,
 )
 
 Make = Callable[..., DualAveraging]
@@ -38,6 +39,7 @@ OPTIMIZERS: dict[str, Make] = {
     ),
     "constant, adam type": da(ConstantLaw(0.1), betas=(0.9, 0.99), weight_decay=0.1, decay="decoupled"),
     "target": da(TargetSparsity(0.8, 12), momentum=0.9),
+    "target, rescaled": da(TargetSparsity(0.8, 12, rescale=True), momentum=0.9),
     "target, guarded": da(TargetSparsity(0.8, 30), betas=(0.9, 0.99), min_kept=0.1),
     "power law, guarded": da(PowerLaw(2.0, 0.9), min_kept=0.3),
     "prox sgd": lambda params, **options: ProxSGD(params, 0.1, 0.3, momentum=0.5, **options),
@@ -179,8 +181,10 @@ def test_gradient_none_stays_put_and_later_meets_the_groups_threshold(make: Make
         state = optimizer.state[idle]
         own = min(optimizer.param_groups[0]["threshold"], float(state.get("ceiling", float("inf"))))
         level = float(state.get("threshold", own))
-        shrunk = state["latent"].abs() - level
-        torch.testing.assert_close(idle.detach().abs(), shrunk.clamp(min=0), rtol=1e-5, atol=1e-6)
+        expected = (state["latent"].abs() - level).clamp(min=0)
+        if getattr(optimizer.param_groups[0]["law"], "rescale", False):
+            expected *= lost_scale(state["latent"], level)
+        torch.testing.assert_close(idle.detach().abs(), expected, rtol=1e-5, atol=1e-6)
 
 
 @table

@@ -16,10 +16,9 @@ from espalier.methods.hard_concrete import BETA, CLOSED, stretched
 from espalier.methods.learned_thresholds import decay
 from espalier.methods.masked import without_zeros
 from espalier.methods.ramp import sparsity_at
-from espalier.methods.straight_through import lost_scale
 from espalier.methods.variational import divergence
 from espalier.models import DigitsCNN
-from espalier.optim import CUBIC
+from espalier.optim import CUBIC, lost_scale
 from espalier.train import Training, fit
 from tests.reference import training_methods as reference
 

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-from espalier.optim import CUBIC, GRDA, DualAveraging, MaskReport, PowerLaw, TargetSparsity, TensorMask
+from espalier.optim import (
+    CUBIC,
+    GRDA,
+    DualAveraging,
+    MaskReport,
+    PowerLaw,
+    TargetSparsity,
+    TensorMask,
+    soft_threshold,
+)
 from espalier.optim import _quantile as quantile
 
 
@@ -116,6 +125,44 @@ def test_a_parameter_without_gradients_counts_at_the_end() -> None:
     assert zeros([a, b]) == 200
     assert zeros([b]) > 50
     assert zeros([fixed]) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"momentum": 0.9}, {"betas": (0.9, 0.99)}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rescaled_units_keep_their_norm(options, dtype) -> None:
+    """Every step writes alpha_i S_g(v_ij); the scale that a unit has when the mask is fixed stays in its weights."""
+    shapes = ((40, 30), (20, 6, 3, 3), (300, 400))
+    weights = [Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    optimizer = DualAveraging(weights, 0.01, law=TargetSparsity(0.9, 30, warmup=5, rescale=True), **options)
+    for step in range(1, 30):
+        train(optimizer, weights, 1)
+        for w in weights:
+            latent, cut = optimizer.state[w]["latent"], optimizer.state[w].get("threshold", 0.0)
+            left = latent.abs().where(latent.abs() > cut, 0.0).flatten(1).sum(1)
+            share = left / latent.abs().flatten(1).sum(1)
+            alpha = (1.01 / (share + 0.01)).view(-1, *[1] * (w.ndim - 1)) if step > 5 else 1.0
+            expected = alpha * soft_threshold(latent, cut)
+            torch.testing.assert_close(
+                w.detach().float(), expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6
+            )
+    unscaled = [
+        soft_threshold(optimizer.state[w]["latent"], optimizer.state[w]["threshold"]) for w in weights
+    ]
+    train(optimizer, weights, 1)
+    assert zeros(weights) == round(0.9 * sum(w.numel() for w in weights))
+    for w, small in zip(weights, unscaled, strict=True):
+        assert w.detach().abs().sum() > 1.5 * small.abs().sum()
+    train(optimizer, weights, 3)
+    assert zeros(weights) == round(0.9 * sum(w.numel() for w in weights))
+
+
+def test_weights_without_a_gradient_are_not_rescaled_again() -> None:
+    still, moving = Parameter(torch.randn(30, 40)), Parameter(torch.randn(30, 40))
+    optimizer = DualAveraging([still, moving], 0.01, law=TargetSparsity(0.9, 50, rescale=True))
+    train(optimizer, [still, moving], 20)
+    before, still.grad = still.detach().clone(), None
+    train(optimizer, [moving], 5)
+    assert torch.equal(still, before)
 
 
 def test_mask_report_counts_churn() -> None:

@@ -12,7 +12,7 @@ from espalier._types import Tensors
 from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.ramp import check_ramp
 from espalier.methods.settling import Settling
-from espalier.optim import CUBIC, AbstractSchedule, soft_threshold
+from espalier.optim import CUBIC, AbstractSchedule, lost_scale, soft_threshold
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,3 @@ class _StraightThrough(Settling):
     def load_state_dict(self, state: dict[str, Any], optimizer: Optimizer) -> None:
         super().load_state_dict(state, optimizer)
         self.threshold = float(state["threshold"])
-
-
-def lost_scale(weight: Tensor, threshold: float) -> Tensor:
-    """The factor alpha of each output unit, at most 101, with the dimensions of the weight."""
-    magnitude = weight.abs()
-    axes = tuple(range(1, weight.ndim))
-    if not axes:
-        return torch.ones_like(weight)
-    whole = magnitude.sum(axes, keepdim=True)
-    left = magnitude.masked_fill(magnitude <= threshold, 0.0).sum(axes, keepdim=True)
-    # A unit without weights has nothing to scale.
-    return torch.where(whole > 0, 1.01 * whole / (left + 0.01 * whole).clamp(min=1e-30), 1.0)

@@ -29,6 +29,7 @@ class TargetGRDA(AbstractMethod):
         allocation: how the zeros are spread; None is one threshold for all latents.
         decay: where weight decay acts; see `espalier.optim.DualAveraging`.
         min_kept: smallest kept fraction of any tensor, against layer collapse.
+        rescale: give each output unit back the l1 norm that the threshold takes, as ST-3 does.
 
     Raises:
         EspalierError: a value outside its range.
@@ -40,6 +41,7 @@ class TargetGRDA(AbstractMethod):
     allocation: AbstractAllocation | None = None
     decay: Decay = "coupled"
     min_kept: float = 0.0
+    rescale: bool = False
 
     def __post_init__(self) -> None:
         check_ramp(self.begin, self.end)
@@ -53,9 +55,8 @@ class TargetGRDA(AbstractMethod):
         if self.allocation is not None:
             kept = counts_by_magnitude(model, plan, self.allocation)
         warmup = round(self.begin * plan.steps)
-        return TargetSparsity(
-            plan.target, max(warmup + 1, plan.at(self.end)), self.schedule, warmup, kept=kept
-        )
+        steps = max(warmup + 1, plan.at(self.end))
+        return TargetSparsity(plan.target, steps, self.schedule, warmup, kept=kept, rescale=self.rescale)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from espalier.optim.laws import TargetSparsity as TargetSparsity
 from espalier.optim.laws import TimePowerLaw as TimePowerLaw
 from espalier.optim.prox import elastic_net as elastic_net
 from espalier.optim.prox import hard_threshold as hard_threshold
+from espalier.optim.prox import lost_scale as lost_scale
 from espalier.optim.prox import soft_threshold as soft_threshold
 from espalier.optim.report import MaskReport as MaskReport
 from espalier.optim.report import TensorMask as TensorMask

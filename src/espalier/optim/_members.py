@@ -12,9 +12,10 @@ from torch import Tensor
 from espalier._errors import EspalierError, near
 from espalier.optim import _quantile
 from espalier.optim._groups import BUFFERS, wide
+from espalier.optim._kernels import Threshold
 from espalier.optim._sharding import local, send, sum_rows
 from espalier.optim.laws import TargetSparsity
-from espalier.optim.prox import soft_threshold
+from espalier.optim.prox import lost_scale, soft_threshold
 
 _SAMPLE = 1 << 18  # entries of all tensors together that a search reads
 _FEWEST = 1 << 12  # but so many of each tensor, where it has them
@@ -157,9 +158,16 @@ def settle(
     selected = _quantile.exact_selection(values, counts, whole)
     for value, parameter, (pruned, threshold), divisor in zip(values, whole, selected, divisors, strict=True):
         weight = soft_threshold(value, threshold) / divisor
+        if law.rescale:
+            weight *= lost_scale(value, threshold)
         local(parameter.detach()).copy_(weight.masked_fill_(pruned, 0.0))
         masks.append(pruned.logical_not())
     return masks
+
+
+def rescale(member: Member, threshold: Threshold) -> None:
+    """Multiply each output unit's weights by what the threshold took from its latents; a unit lies on one process."""
+    local(member.parameter.detach()).mul_(lost_scale(member.latent, threshold))
 
 
 def fix(member: Member, mask: Tensor) -> None:

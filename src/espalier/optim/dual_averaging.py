@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier.optim import _members, _saving
 from espalier.optim._batches import batches, kernel, start
-from espalier.optim._groups import BUFFERS, Group, named, prunes, ridge, tick
+from espalier.optim._groups import BUFFERS, Group, named, prunes, ridge, threshold_of, tick
 from espalier.optim._members import Member
 from espalier.optim._sharding import local, sum_rows
 from espalier.optim.laws import AbstractPathLaw, Law, TargetSparsity
@@ -196,6 +196,8 @@ class DualAveraging(Optimizer):
             for batch, base in batches(group, self.state):
                 kernel(group, batch)(batch, base)
         for law, groups in pools:
+            if law.rescale:
+                self._rescale(groups)
             if groups[0]["steps"] >= law.steps:
                 self._settle(law, groups)
         return loss
@@ -245,6 +247,13 @@ class DualAveraging(Optimizer):
             members += found
             least += [group["min_kept"]] * len(found)
         return members, _members.limits(members, least)
+
+    def _rescale(self, groups: list[Group]) -> None:
+        """Multiply the weights that this step wrote by what their units lost."""
+        for group in groups:
+            for member in self._members(group):
+                if member.parameter.grad is not None and "threshold" in member.state:
+                    _members.rescale(member, threshold_of(group, member.state))
 
     def _settle(self, law: TargetSparsity, groups: list[Group]) -> None:
         """Prune to exactly the target and freeze."""

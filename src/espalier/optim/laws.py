@@ -215,6 +215,9 @@ class TargetSparsity:
         kept: entries kept at the end per parameter name, instead of one global threshold (an allocation);
             must name every thresholded parameter and sum to the budget. Needs an optimizer built on named
             parameters.
+        rescale: multiply the weights of each output unit by `lost_scale` of its latents, so that it keeps its l1
+            norm while others of its weights are pruned: w = alpha_i S_g(v). Not the prox of any penalty, so the
+            theory of dual averaging ends here; gradients reach the latents unscaled, as in ST-3.
 
     Raises:
         EspalierError: a value is out of range.
@@ -226,6 +229,7 @@ class TargetSparsity:
     warmup: int = 0
     every: int | None = None
     kept: Mapping[str, int] | None = field(default=None, hash=False)
+    rescale: bool = False
     dual: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

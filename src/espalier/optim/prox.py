@@ -65,3 +65,26 @@ def hard_threshold(v: Tensor, threshold: float | Tensor) -> Tensor:
         `v`'s shape.
     """
     return torch.where(v.abs() <= threshold, torch.zeros_like(v), v)
+
+
+def lost_scale(v: Tensor, threshold: float | Tensor) -> Tensor:
+    r"""What gives each output unit back the l1 norm that pruning takes from it (ST-3, WACV 2023, its alpha).
+
+    .. math:: \alpha_i = \frac{1.01}{\rho_i + 0.01}, \qquad
+              \rho_i = \frac{\sum_j |v_{ij}| \, [|v_{ij}| > g]}{\sum_j |v_{ij}|}
+
+    Args:
+        v: any shape, real floating; i is its dimension 0, j all others. Nothing is scaled without the latter.
+        threshold: g >= 0.
+
+    Returns:
+        In [1, 101], with the number of dimensions of `v`; 1 for a unit without weights.
+    """
+    magnitude = v.abs()
+    axes = tuple(range(1, v.ndim))
+    if not axes:
+        return torch.ones_like(v)
+    whole = magnitude.sum(axes, keepdim=True, dtype=torch.float64)
+    left = magnitude.masked_fill_(magnitude <= threshold, 0.0).sum(axes, keepdim=True, dtype=torch.float64)
+    scale = 1.01 * whole / (left + 0.01 * whole).clamp(min=1e-30)
+    return torch.where(whole > 0, scale, 1.0).to(v.dtype)
