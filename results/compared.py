@@ -60,6 +60,9 @@ def row_of(k: Key, planned: int, row: Row | None, runs: Sequence[Outcome]) -> di
         found |= {**accuracy, "seconds": estimate([run.seconds for run in done]).mean}
         uncut = estimate([run.accuracy for run in done])  # the row's interval ends at 0 and 1
         found["half"] = None if uncut.interval is None else uncut.interval[1] - uncut.mean
+        known = [run.validation for run in done if run.validation is not None]
+        found["validation"] = estimate(known).mean if known else None
+        found["by_seed"] = {str(run.seed): run.accuracy for run in done}
         epochs = done[0].epochs
         found["by_epoch"] = {
             "sparsity": [e["sparsity"] for e in epochs],

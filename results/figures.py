@@ -8,6 +8,7 @@ Reads the JSON files of this folder and nothing else. A result that is not there
 import re
 
 from results.pages import (
+    benchmarks,
     calibration_error,
     compared,
     directional_small,
@@ -19,6 +20,7 @@ from results.pages import (
     resnet_cifar,
     runtime,
     training,
+    variants,
 )
 from results.pages._shared import HERE, load, made, markdown
 
@@ -28,12 +30,14 @@ CHAPTERS = [
     *resnet_cifar.CHAPTERS,
     minilm.CHAPTER,
     *compared.CHAPTERS,
+    *variants.CHAPTERS,
     *training.CHAPTERS,
     calibration_error.CHAPTER,
     minilm_layerwise.CHAPTER,
     directional_small.CHAPTER,
     *landscape.CHAPTERS,
     runtime.CHAPTER,
+    benchmarks.CHAPTER,
     gpu.CHAPTER,
 ]
 

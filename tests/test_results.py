@@ -9,7 +9,7 @@ import torch
 import typer
 from results import calibration, compared, figures
 from results.pages import compared as compared_page
-from results.pages import gpu, resnet_cifar
+from results.pages import gpu, resnet_cifar, variants
 from results.pages._shared import HERE, load
 
 from espalier.cli import app
@@ -161,6 +161,25 @@ def test_what_has_not_run_is_said_to_be_missing_and_what_is_best_is_bold() -> No
     assert rows[:3] == [["RigL", "**95.00** (1)"], ["target gRDA", "90.00 (1)"], [rows[2][0], "not run"]]
     assert result["missing"] == len(rows) - 2
     assert compared_page.core(result) == ["RigL", "target gRDA"]
+
+
+def test_the_form_that_validation_chooses_is_compared_on_the_test_split() -> None:
+    def row(label: str, validation: float, *accuracies: float) -> dict[str, object]:
+        known = {"label": label, "sparsity": 0.9, "teacher": False, "n": len(accuracies)}
+        return known | {"validation": validation, "by_seed": dict(zip("012", accuracies))}
+
+    default, other = row("target gRDA", 0.8, 0.70, 0.72), row("target gRDA rescaled", 0.9, 0.75, 0.75, 0.5)
+    st3 = row("ST-3", 0.99, 0.9)
+    result = {"rows": [default, other, st3], "sparsities": [0.9]}
+    assert variants.gained(result, 0.9).startswith(
+        "at 90 % target gRDA rescaled, by 4.00 points of test accuracy ("
+    )
+    assert (
+        variants.gained({**result, "rows": [default | {"validation": 0.95}, other]}, 0.9)
+        == "at 90 % the default"
+    )
+    assert variants.gained({**result, "rows": [st3]}, 0.9) == "at 90 % nothing has run"
+    assert variants.variants(result) == ["target gRDA", "target gRDA rescaled", "ST-3"]
 
 
 def test_the_search_for_a_penalty_stays_between_what_is_too_small_and_too_large() -> None:
