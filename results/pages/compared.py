@@ -11,8 +11,10 @@ from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, m
 
 STUDIES = {"lenet5": "LeNet5 on MNIST", "resnet20": "ResNet-20 on cifar10_jpeg"}
 OURS = "target gRDA"
+RESCALED = "target gRDA rescaled to 0.5"
 COLORS = {
     OURS: LEAF,
+    RESCALED: "#7fb800",
     "paper gRDA": SKY,
     "gradual magnitude": BARK,
     "magnitude v2": "#d08a3c",
@@ -126,10 +128,10 @@ def ends(row: dict[str, Any]) -> str:
     return f"{percent(behind['mean'])} points ({', '.join(said)}; n = {behind['n']})"
 
 
-def standing(result: dict[str, Any], sparsity: float, teacher: bool = False) -> str:
-    """Where target gRDA stands at a sparsity, in words, from the library's own judgement."""
+def standing(result: dict[str, Any], sparsity: float, teacher: bool = False, label: str = OURS) -> str:
+    """Where a method stands at a sparsity, in words, from the library's own judgement."""
     here = [r for r in result["rows"] if (r["sparsity"], r["teacher"]) == (sparsity, teacher) and r["n"]]
-    ours = found(here, OURS, sparsity, teacher)
+    ours = found(here, label, sparsity, teacher)
     at = f"at {percent(sparsity, 0)} %"
     if ours is None:
         return f"{at} it has not run"
@@ -149,10 +151,14 @@ def standing(result: dict[str, Any], sparsity: float, teacher: bool = False) -> 
 
 
 def standings(result: dict[str, Any], teacher: bool = False) -> str:
-    said = "; ".join(standing(result, s, teacher) for s in result["sparsities"])
+    """Where the forms of target gRDA stand that the study has."""
     taught = ", taught by the dense parent" if teacher else ""
-    return (
-        f"**Where {OURS} stands{taught}:** {said}. (95 % intervals of the paired difference of accuracies.)"
+    forms = [label for label in (OURS, RESCALED) if label in labels(result, teacher)]
+    return "\n\n".join(
+        f"**Where {label} stands{taught}:** "
+        + "; ".join(standing(result, s, teacher, label) for s in result["sparsities"])
+        + ". (95 % intervals of the paired difference of accuracies.)"
+        for label in forms
     )
 
 
@@ -196,7 +202,7 @@ def lines(axes: Axes, result: dict[str, Any]) -> None:
             yerr=[r["half"] or 0.0 for r in known],
             fmt="o-",
             color=COLORS.get(label, "#cccccc"),
-            linewidth=2.4 if label == OURS else 1.0,
+            linewidth=2.4 if label in (OURS, RESCALED) else 1.0,
             markersize=4,
             capsize=2,
             zorder=3 if label in COLORS else 1,
