@@ -15,6 +15,7 @@ from espalier.optim import GRDA, DualAveraging, PowerLaw, TargetSparsity
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no distributed")
 
 TARGET = TargetSparsity(0.8, 12)
+RESCALED = TargetSparsity(0.8, 12, rescale=True)
 
 
 def net() -> nn.Sequential:
@@ -76,7 +77,8 @@ def sharded() -> nn.Module:
 
 
 def check_shards(rank: int) -> None:
-    for law, options in ((PowerLaw(0.3, 0.6), {}), (TARGET, {}), (TARGET, {"min_kept": 0.3 / 2})):
+    floor = {"min_kept": 0.3 / 2}
+    for law, options in ((PowerLaw(0.3, 0.6), {}), (TARGET, {}), (TARGET, floor), (RESCALED, {})):
         alone, module = net(), sharded()
         fit(alone, law, 15, None, **options)
         optimizer = fit(module, law, 15, rank, **options)
@@ -84,7 +86,7 @@ def check_shards(rank: int) -> None:
             torch.testing.assert_close(full(b), full(a), rtol=1e-4, atol=1e-5)
         report = optimizer.mask_report()
         assert report.zeros == sum(int((full(p) == 0).sum()) for p in module.parameters() if p.ndim > 1)
-        if law is TARGET:
+        if isinstance(law, TargetSparsity):
             assert report.zeros == round(0.8 * (63 + 45 + 15))
             assert optimizer.frozen
         check_resume(module, optimizer, law, rank, options)
