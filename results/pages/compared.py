@@ -11,7 +11,7 @@ from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, m
 
 STUDIES = {"lenet5": "LeNet5 on MNIST", "resnet20": "ResNet-20 on cifar10_jpeg"}
 OURS = "target gRDA"
-RESCALED = "target gRDA rescaled to 0.5"
+RESCALED = "target gRDA rescaled to 0.7"
 COLORS = {
     OURS: LEAF,
     RESCALED: "#7fb800",
