@@ -26,6 +26,7 @@ from espalier.landscape import (
     trained_path,
 )
 from espalier.landscape.kept import eigenpairs_once
+from espalier.landscape.records import Records
 from results.landscape.networks import CONTROL, RUNS, Case, Make, pruned, slug, steps, trained
 
 SPARSE = [name for name, sparsity in RUNS.items() if sparsity]
@@ -107,16 +108,21 @@ def _leading(case: Case, name: str) -> Eigenpairs:
     risk = _risk(case, trained(case, name))
     spec = {"network": name, "examples": risk.examples, "pairs": case.sizes.pairs}
 
-    def make() -> Eigenpairs:
-        return leading(Curvature(risk, progress=_count(f"leading, {name}")), case.sizes.pairs)
-
-    return eigenpairs_once(case.scratch / f"leading-{slug(name)}", spec, make, risk.device)
+    operator = Curvature(risk, progress=_count(f"leading, {name}"))
+    return eigenpairs_once(
+        case.scratch / f"leading-{slug(name)}",
+        spec,
+        operator,
+        lambda kept: leading(kept, case.sizes.pairs),
+    )
 
 
 def _density(case: Case, name: str) -> dict[str, Any]:
     size = case.sizes
     operator = Curvature(_risk(case, trained(case, name)), progress=_count(f"density, {name}"))
-    found = density(operator, probes=size.probes, steps=size.steps)
+    spec = {"network": name, "examples": operator.risk.examples, "steps": size.steps}
+    records = Records(case.scratch / f"density-{slug(name)}", spec)
+    found = density(operator, probes=size.probes, steps=size.steps, records=records)
     cuts = (10.0 ** (power / 8) for power in range(-24, 25))
     return {
         "grid": found.grid.tolist(),

@@ -10,8 +10,9 @@ import torch
 from espalier._errors import EspalierError
 from espalier.checkpoint import save_checkpoint
 from espalier.cli import main
-from espalier.landscape import Eigenpairs
+from espalier.landscape import Density, Eigenpairs, Matrix, Trace, density, leading, trace
 from espalier.landscape.kept import eigenpairs_once
+from espalier.landscape.records import Records
 from espalier.models import DigitsCNN
 
 
@@ -75,27 +76,89 @@ def test_bad_input_is_one_line(
     assert "error bars need at least 2" in capsys.readouterr().err
 
 
+NOBODY = Matrix(torch.eye(3))
+
+
 def pairs(value: float = 2.0) -> Eigenpairs:
     return Eigenpairs(torch.tensor([value]).double(), torch.ones(3, 1), torch.zeros(1).double(), 1e-3, 7, 3)
 
 
 def test_eigenpairs_are_computed_once(tmp_path: Path) -> None:
-    cpu = torch.device("cpu")
-    first = eigenpairs_once(tmp_path / "k", {"top": 1}, pairs, cpu)
-    again = eigenpairs_once(tmp_path / "k", {"top": 1}, lambda: pairs(5.0), cpu)
+    first = eigenpairs_once(tmp_path / "k", {"top": 1}, NOBODY, lambda _: pairs())
+    again = eigenpairs_once(tmp_path / "k", {"top": 1}, NOBODY, lambda _: pairs(5.0))
     assert torch.equal(first.values, again.values) and torch.equal(first.vectors, again.vectors)
     assert (again.products, again.dimension, again.which) == (7, 3, "algebraic")
-    assert float(eigenpairs_once(None, {}, lambda: pairs(5.0), cpu).values[0]) == 5
+    assert [path.name for path in (tmp_path / "k").iterdir()] == ["eigenpairs.safetensors"]
+    assert float(eigenpairs_once(None, {}, NOBODY, lambda _: pairs(5.0)).values[0]) == 5
+
+
+class Killed(Exception):
+    pass
+
+
+def test_an_interrupted_iteration_goes_on_from_its_products(tmp_path: Path) -> None:
+    matrix = torch.diag(torch.linspace(0, 1, 300).double() ** 4)
+    truth = leading(Matrix(matrix), 3)
+    seen: list[int] = []
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 7:
+            raise Killed
+
+    first = Matrix(matrix)
+    first.progress = stop
+    with pytest.raises(Killed):
+        eigenpairs_once(tmp_path, {"top": 3}, first, lambda kept: leading(kept, 3))
+    (tmp_path / "products" / "2.safetensors").write_bytes(b"nonsense")  # made again
+    second = Matrix(matrix)
+    found = eigenpairs_once(tmp_path, {"top": 3}, second, lambda kept: leading(kept, 3))
+    assert torch.equal(found.values, truth.values) and torch.equal(found.vectors, truth.vectors)
+    assert found.products == truth.products and second.products == truth.products - 6 + 1
+
+
+def test_pairs_that_have_not_converged_go_on_with_more_products(tmp_path: Path) -> None:
+    operator = Matrix(torch.diag(torch.linspace(0, 1, 300).double() ** 4))
+
+    def once(products: int) -> Eigenpairs:
+        return eigenpairs_once(
+            tmp_path, {"top": 3}, operator, lambda kept: leading(kept, 3, products=products, strict=False)
+        )
+
+    few = once(8)
+    assert not all(few.converged) and few.products == operator.products == 8
+    assert all(once(100).converged)
+    # The eighth was the check of the first call, not a step: its place is taken by another vector.
+    assert operator.products == 8 + once(100).products - 7
+    with pytest.raises(EspalierError, match="top was 3 and is 4"):
+        eigenpairs_once(tmp_path, {"top": 4}, operator, lambda kept: pairs())
+
+
+def test_density_and_trace_go_on_where_they_stopped(tmp_path: Path) -> None:
+    matrix = torch.diag(torch.linspace(0, 1, 100).double())
+
+    def pieces(operator: Matrix, count: int) -> tuple[Density, Trace]:
+        kept = [Records(tmp_path / word, {}) for word in ("density", "trace")]
+        return (
+            density(operator, probes=count, steps=5, records=kept[0]),
+            trace(operator, products=9, repeats=count, records=kept[1]),
+        )
+
+    pieces(Matrix(matrix), 2)
+    rest = Matrix(matrix)
+    found, total = pieces(rest, 3)
+    assert rest.products == 5 + 9 and (found.products, total.products) == (15, 27)
+    whole = density(Matrix(matrix), probes=3, steps=5), trace(Matrix(matrix), products=9, repeats=3)
+    assert torch.equal(found.density, whole[0].density) and total == whole[1]
 
 
 def test_eigenpairs_of_something_else_are_refused(tmp_path: Path) -> None:
-    cpu = torch.device("cpu")
-    eigenpairs_once(tmp_path / "k", {"top": 1}, pairs, cpu)
+    eigenpairs_once(tmp_path / "k", {"top": 1}, NOBODY, lambda _: pairs())
     with pytest.raises(EspalierError, match="eigenpairs of something else: top was 1 and is 2"):
-        eigenpairs_once(tmp_path / "k", {"top": 2}, pairs, cpu)
+        eigenpairs_once(tmp_path / "k", {"top": 2}, NOBODY, lambda _: pairs())
     (tmp_path / "k" / "eigenpairs.safetensors").write_bytes(b"nonsense")
     with pytest.raises(EspalierError, match="remove it to compute it again"):
-        eigenpairs_once(tmp_path / "k", {"top": 1}, pairs, cpu)
+        eigenpairs_once(tmp_path / "k", {"top": 1}, NOBODY, lambda _: pairs())
     (tmp_path / "file").write_text("")
     with pytest.raises(EspalierError, match="is a file; eigenpairs are kept in a folder"):
-        eigenpairs_once(tmp_path / "file", {}, pairs, cpu)
+        eigenpairs_once(tmp_path / "file", {}, NOBODY, lambda _: pairs())

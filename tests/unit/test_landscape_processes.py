@@ -20,6 +20,7 @@ from espalier.cli import main
 from espalier.landscape import (
     Curvature,
     CurveTraining,
+    Eigenpairs,
     Path,
     Risk,
     Surface,
@@ -140,9 +141,19 @@ def check_files() -> None:
     operator = Curvature(Risk(a, split(), batch_size=5))
 
     def pairs() -> Tensor:
-        return eigenpairs_once(File("pairs"), {}, lambda: leading(operator, 2), torch.device("cpu")).vectors
+        return eigenpairs_once(File("pairs"), {}, operator, lambda kept: leading(kept, 2)).vectors
 
     assert torch.equal(pairs(), pairs())
+
+    def some(products: int) -> Eigenpairs:
+        return eigenpairs_once(
+            File("some"), {}, operator, lambda kept: leading(kept, 2, products=products, strict=False)
+        )
+
+    few, spent = some(5), operator.products
+    assert not all(few.converged) and all(some(300).converged)
+    whole = leading(operator, 2)
+    assert operator.products - spent < 2 * whole.products - 3  # those of the first call are on the disk
 
 
 def check_commands(rank: int) -> None:

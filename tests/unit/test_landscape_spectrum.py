@@ -70,7 +70,7 @@ def test_the_start_vector_is_seeded() -> None:
 def test_products_run_to_the_end_give_every_eigenvalue_once() -> None:
     values = torch.arange(1.0, 101.0, dtype=torch.float64)
     pairs = leading(Matrix(symmetric(values)), 100)
-    assert torch.allclose(pairs.values, values.flip(0), atol=1e-8) and pairs.products == 100
+    assert torch.allclose(pairs.values, values.flip(0), atol=1e-8) and pairs.products == 101
 
 
 def test_equal_eigenvalues_are_found_as_often_as_they_are_there() -> None:
@@ -84,6 +84,26 @@ def test_residuals_are_what_a_product_says() -> None:
     pairs = leading(Matrix(matrix), 3, tolerance=1e-2)
     measured = (matrix @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0)
     assert torch.allclose(measured, pairs.residuals, atol=1e-10) and measured.max() > 1e-8
+
+
+def test_residuals_hold_in_float32_too() -> None:
+    matrix = symmetric(BULK).float()
+    pairs = leading(Matrix(matrix), 3)
+    measured = (matrix.double() @ pairs.vectors.double() - pairs.vectors.double() * pairs.values).norm(dim=0)
+    assert (measured <= 3 * pairs.residuals).all() and pairs.residuals.max() < 1e-4 * 50
+
+
+class Drifting(Matrix):
+    """Another matrix at every product."""
+
+    def _product(self, v: Tensor) -> Tensor:
+        g = torch.Generator().manual_seed(self.products)
+        return super()._product(v) + 0.1 * torch.randn(len(v), generator=g, dtype=v.dtype)
+
+
+def test_an_operator_that_changes_is_seen_in_the_residuals() -> None:
+    with pytest.raises(EspalierError, match="0 of 2 eigenpairs converged"):
+        leading(Drifting(symmetric(BULK)), 2)
 
 
 def test_the_pairs_are_those_of_scipy() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from espalier._errors import EspalierError
 from espalier.data import seeded
 from espalier.landscape.operators import AbstractOperator
+from espalier.landscape.records import Records
 
 Which = Literal["algebraic", "magnitude"]
 _SMALL = 64  # dimension up to which the whole matrix costs no more than an iteration
@@ -24,7 +25,8 @@ class Eigenpairs:
     Args:
         values: float64 (k,), the largest first.
         vectors: (d, k), orthonormal columns on the operator's device.
-        residuals: float64 (k,), ||A u - value u||: some eigenvalue lies within that distance.
+        residuals: float64 (k,), ||A u - value u||: some eigenvalue lies within that distance. What rounding adds to
+            them is measured, by one product.
         tolerance: residual over the largest |value| up to which a pair counts as converged.
         products: matrix-vector products it took.
         dimension: d.
@@ -85,11 +87,13 @@ def leading(
     No restarts: a product costs as much as some gradients over all data, and a restart throws half of them away
     (which is why this is not SciPy's `eigsh`; the tests compare with it). One vector is kept for each product.
     An eigenvalue is closer to the truth than its residual: within residual^2 / gap for one that stands alone.
+    The iteration's own residuals know nothing of rounding, or of an operator that is not the same at every product:
+    a last product, with the sum of the vectors found, shows how far they are off, and that is added to each.
 
     Args:
         operator: symmetric; up to dimension 64 it is made dense, d products.
         k: pairs, between 1 and d.
-        tolerance: residual allowed, relative to the largest |eigenvalue| found.
+        tolerance: residual allowed, relative to the largest |eigenvalue| found; float32 gets to about 1e-5.
         products: matrix-vector products allowed; None allows 30 k, at least 300.
         which: the largest by "algebraic" value or by "magnitude".
         seed: of the start vector.
@@ -111,7 +115,7 @@ def leading(
     if d <= _SMALL:
         values, vectors, residuals = _dense(operator, k, which)
     else:
-        values, vectors, residuals = _iterate(operator, k, tolerance, min(allowed, d), which, seed)
+        values, vectors, residuals = _iterate(operator, k, tolerance, min(allowed - 1, d), which, seed)
     pairs = Eigenpairs(values, vectors, residuals, tolerance, operator.products - before, d, which)
     reached = sum(pairs.converged)
     if strict and reached < k:
@@ -119,7 +123,7 @@ def leading(
         raise EspalierError(
             f"only {reached} of {k} eigenpairs converged in {pairs.products} products (worst relative residual "
             f"{worst:.2g}, needed {tolerance:g}): allow more products, ask for fewer pairs or a larger tolerance, "
-            "or give strict=False to get them with their residuals"
+            "compute in float64 if rounding is in the way, or give strict=False to get them with their residuals"
         )
     return pairs
 
@@ -153,16 +157,36 @@ def _iterate(
             order = _first(values, k, which)
             residuals = run.next_size * inner[-1, order].abs()
             if last or bool((residuals <= tolerance * values.abs().max()).all()):
-                return values[order], run.vectors(inner[:, order]), residuals
+                return _checked(operator, run, values[order], inner[:, order], residuals)
         if closed:  # an invariant space: look for what is outside it
             run.begin(torch.randn(operator.dimension, generator=generator, dtype=torch.float64))
+
+
+def _checked(
+    operator: AbstractOperator, run: "_Lanczos", values: Tensor, inner: Tensor, residuals: Tensor
+) -> Triple:
+    """The pairs, their residuals with what a product with the sum of their vectors says beside what it should say."""
+    vectors = run.vectors(inner)
+    mix = torch.full_like(values, len(values) ** -0.5)
+    there = vectors.to(torch.float64)
+    expected = there @ (values * mix).to(there.device)
+    expected += run.next_size * float(inner[-1] @ mix) * run.next
+    found = operator @ (there @ mix.to(there.device))
+    off = float((found.double() - expected).norm())
+    return values, vectors, torch.hypot(residuals, torch.full_like(residuals, off))
 
 
 class _Lanczos:
     """A Lanczos iteration; every new vector is made orthogonal to all earlier ones, twice.
 
     Without that, rounding brings converged eigenvalues back as ghosts.
+
+    Attributes:
+        next: vector (d,) that the next product is with.
+        next_size: its length before it was made a unit vector, the last entry beside the diagonal.
     """
+
+    next: Tensor
 
     def __init__(self, operator: AbstractOperator, start: Tensor) -> None:
         self._operator = operator
@@ -170,8 +194,7 @@ class _Lanczos:
         self.diagonal: list[float] = []
         self.off: list[float] = []
         self.next_size = 0.0
-        self._next = self._orthogonal(start.to(operator.device, operator.dtype))
-        self._next /= self._next.norm()
+        self.begin(start)
 
     @property
     def steps(self) -> int:
@@ -187,22 +210,22 @@ class _Lanczos:
             grown = self._basis.new_empty(m + 24, self._operator.dimension)
             grown[:m] = self._basis
             self._basis = grown
-        self._basis[m] = self._next
-        w = self._operator @ self._next
-        self.diagonal.append(float(w.double() @ self._next.double()))
+        self._basis[m] = self.next
+        w = self._operator @ self.next
+        self.diagonal.append(float(w.double() @ self.next.double()))
         w = self._orthogonal(w)
-        self.next_size = float(w.norm())
+        self.next_size = float(w.double().norm())
         scale = max(map(abs, [*self.diagonal, *self.off]))
         if self.next_size <= 10 * torch.finfo(w.dtype).eps * max(scale, torch.finfo(w.dtype).tiny):
             self.next_size = 0.0
             return True
-        self._next = w / self.next_size
+        self.next = w / self.next_size
         return False
 
     def begin(self, start: Tensor) -> None:
         """Go on from a vector outside an invariant space."""
-        self._next = self._orthogonal(start.to(self._operator.device, self._operator.dtype))
-        self._next /= self._next.norm()
+        self.next = self._orthogonal(start.to(self._operator.device, self._operator.dtype))
+        self.next /= float(self.next.double().norm())
 
     def ritz(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (m,) and eigenvectors (m, m) of the tridiagonal matrix, float64, on the CPU."""
@@ -284,6 +307,7 @@ def density(
     points: int = 400,
     width: float | None = None,
     seed: int = 0,
+    records: Records | None = None,
 ) -> Density:
     r"""The density of the eigenvalues, with error bars over random probes.
 
@@ -300,6 +324,7 @@ def density(
         points: of the grid.
         width: standard deviation of the smoothing; None takes one percent of the range.
         seed: of the probes.
+        records: keeps each probe as soon as it is done, and gives those of an earlier call.
 
     Raises:
         EspalierError: fewer than 2 probes or steps.
@@ -309,16 +334,20 @@ def density(
     """
     if probes < 2 or steps < 2:
         raise EspalierError(f"error bars need at least 2 probes of 2 steps, got {probes} probes of {steps}")
-    before, d = operator.products, operator.dimension
+    records, d = records or Records(None, {}), operator.dimension
     nodes, weights = [], []
     for p in range(probes):
-        start = torch.randn(d, generator=seeded("density", seed, p), dtype=torch.float64)
-        run = _Lanczos(operator, start)
-        while not run.step() and run.steps < min(steps, d):
-            pass
-        values, vectors = run.ritz()
-        nodes.append(values)
-        weights.append(vectors[0] ** 2)
+        record = records.get(p)
+        if record is None:
+            start = torch.randn(d, generator=seeded("density", seed, p), dtype=torch.float64)
+            run = _Lanczos(operator, start)
+            while not run.step() and run.steps < min(steps, d):
+                pass
+            values, vectors = run.ritz()
+            record = {"nodes": values.tolist(), "weights": (vectors[0] ** 2).tolist()}
+            records.add(p, record)
+        nodes.append(torch.tensor(record["nodes"], dtype=torch.float64))
+        weights.append(torch.tensor(record["weights"], dtype=torch.float64))
     low = min(float(x.min()) for x in nodes)
     high = max(float(x.max()) for x in nodes)
     width = width or max((high - low) / 100, 1e-12)
@@ -332,7 +361,7 @@ def density(
         tuple(weights),
         width,
         d,
-        operator.products - before,
+        sum(map(len, nodes)),
     )
 
 
@@ -367,6 +396,7 @@ def trace(
     products: int = 12,
     repeats: int = 5,
     seed: int = 0,
+    records: Records | None = None,
 ) -> Trace:
     """The trace, by curvlinops, repeated independently so that it has a standard error.
 
@@ -376,6 +406,7 @@ def trace(
         products: matrix-vector products a repeat; a multiple of 3 for Hutch++.
         repeats: at least 2.
         seed: of the probes.
+        records: keeps each repeat as soon as it is done, and gives those of an earlier call.
 
     Raises:
         EspalierError: curvlinops is missing, or numbers out of range.
@@ -392,14 +423,21 @@ def trace(
             f"{products} products a repeat give no estimate in {operator.dimension} dimensions: "
             "give fewer, or take the diagonal of `operator.dense()`"
         )
-    before, found = operator.products, []
+    records, found, used = records or Records(None, {}), [], 0
     devices = [operator.device] if operator.device.type == "cuda" else []
     for repeat in range(repeats):
-        with torch.random.fork_rng(devices):  # curvlinops draws from the global generator
-            torch.manual_seed(seeded("trace", seed, repeat).initial_seed())
-            found.append(float(estimators[method](operator, products)))
+        record = records.get(repeat)
+        if record is None:
+            before = operator.products
+            with torch.random.fork_rng(devices):  # curvlinops draws from the global generator
+                torch.manual_seed(seeded("trace", seed, repeat).initial_seed())
+                value = float(estimators[method](operator, products))
+            record = {"value": value, "products": operator.products - before}
+            records.add(repeat, record)
+        found.append(float(record["value"]))
+        used += int(record["products"])
     value, error = _mean_and_error(found)
-    return Trace(value, error, repeats, operator.products - before, method)
+    return Trace(value, error, repeats, used, method)
 
 
 def _curvlinops() -> dict[str, Any]:

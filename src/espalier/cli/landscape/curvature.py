@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from espalier.data import Dataset
     from espalier.landscape.operators import AbstractOperator, Curvature
+    from espalier.landscape.records import Records
     from espalier.landscape.spectrum import Eigenpairs
 
 Kind = Annotated[
@@ -74,24 +75,36 @@ def eigenpairs(
     from espalier.landscape.kept import eigenpairs_once
     from espalier.landscape.spectrum import leading
 
+    spec = _spec(operator, data, seed) | {"top": top, "tolerance": tolerance}
+    with counted(bar, operator, "eigenpairs: products"):
+        return eigenpairs_once(
+            folder,
+            spec,
+            operator,
+            lambda kept: leading(kept, top, tolerance=tolerance, products=products, seed=seed, strict=False),
+        )
+
+
+def records(
+    folder: Path | None, word: str, operator: "Curvature", data: "Dataset", seed: int
+) -> "Records | None":
+    """What is kept of an estimate made of independent pieces, in a folder of its own."""
+    from espalier.landscape.records import Records
+
+    return None if folder is None else Records(folder / word, _spec(operator, data, seed))
+
+
+def _spec(operator: "Curvature", data: "Dataset", seed: int) -> dict[str, Any]:
+    """What is measured, for files that can be resumed."""
     risk = operator.risk
-    spec = {
+    return {
         "weights": hashlib.sha256(risk.weights.cpu().numpy().tobytes()).hexdigest()[:16],
         "data": data.train.digest,
         "examples": risk.examples,
         "names": list(risk.names),
         "curvature": operator.kind,
-        "top": top,
-        "tolerance": tolerance,
         "seed": seed,
     }
-    with counted(bar, operator, "eigenpairs: products"):
-        return eigenpairs_once(
-            folder,
-            spec,
-            lambda: leading(operator, top, tolerance=tolerance, products=products, seed=seed, strict=False),
-            risk.device,
-        )
 
 
 @contextmanager

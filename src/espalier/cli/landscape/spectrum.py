@@ -64,9 +64,11 @@ def command(
             bar, operator, folder, dataset, top=top, tolerance=tolerance, products=products, seed=seed
         )
         with curvature.counted(bar, operator, "density: products"):
-            found = density(operator, probes=probes, seed=seed) if probes else None
+            done = curvature.records(folder if probes else None, "density", operator, dataset, seed)
+            found = density(operator, probes=probes, seed=seed, records=done) if probes else None
         with curvature.counted(bar, operator, "trace: products"):
-            total = trace_of(operator, repeats=trace, seed=seed) if trace else None
+            done = curvature.records(folder if trace else None, "trace", operator, dataset, seed)
+            total = trace_of(operator, repeats=trace, seed=seed, records=done) if trace else None
     result = report.Result(
         file.name,
         subset(dataset, risk.examples, 0, limit),
