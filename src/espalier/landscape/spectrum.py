@@ -334,7 +334,7 @@ def density(
     """
     if probes < 2 or steps < 2:
         raise EspalierError(f"error bars need at least 2 probes of 2 steps, got {probes} probes of {steps}")
-    records, d = records or Records(None, {}), operator.dimension
+    records, d = Records(None, {}) if records is None else records, operator.dimension
     nodes, weights = [], []
     for p in range(probes):
         record = records.get(p)
@@ -423,7 +423,7 @@ def trace(
             f"{products} products a repeat give no estimate in {operator.dimension} dimensions: "
             "give fewer, or take the diagonal of `operator.dense()`"
         )
-    records, found, used = records or Records(None, {}), [], 0
+    records, found, used = Records(None, {}) if records is None else records, [], 0
     devices = [operator.device] if operator.device.type == "cuda" else []
     for repeat in range(repeats):
         record = records.get(repeat)
