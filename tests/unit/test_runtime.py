@@ -1,6 +1,7 @@
 import copy
 import io
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import l1_unstructured
 
 import espalier
 from espalier import EspalierError
@@ -18,11 +20,13 @@ from espalier.runtime import (
     Bag,
     Choice,
     Csr,
+    Machine,
     Plan,
     SparseConv2d,
     SparseLinear,
     accelerate,
     plan_of,
+    semi_structured,
 )
 from espalier.runtime.acceleration import _candidates
 from espalier.runtime.arrangement import Family, Way
@@ -115,6 +119,34 @@ def test_everything_but_inference_in_float32_is_dense() -> None:
         sparse.weight.mul_(2)
     assert not sparse._usable(x) and not copy.deepcopy(sparse)._usable(x)
     assert torch.allclose(sparse(x), nn.functional.linear(x, 2 * dense.weight, dense.bias))
+
+
+def test_another_weight_is_not_computed_with_the_packed_one() -> None:
+    dense, x = pruned(nn.Linear(8, 8)), torch.randn(3, 8)
+    other = nn.Parameter(torch.randn(8, 8), requires_grad=False)
+    changes: list[Callable[[SparseLinear], object]] = [
+        lambda layer: setattr(layer, "weight", other),
+        lambda layer: setattr(layer.weight, "data", other.data),
+        lambda layer: layer.load_state_dict({"weight": other, "bias": dense.bias}),
+        lambda layer: layer.load_state_dict({"weight": other, "bias": dense.bias}, assign=True),
+    ]
+    for change in changes:
+        sparse = sparse_version(copy.deepcopy(dense), Bag(), Choice("bag", 64))
+        assert isinstance(sparse, SparseLinear) and sparse._usable(x)
+        change(sparse)
+        assert not sparse._usable(x) and not copy.deepcopy(sparse)._usable(x)
+        assert torch.allclose(sparse(x), nn.functional.linear(x, other, dense.bias))
+    rounded = sparse_version(copy.deepcopy(dense), Bag(), Choice("bag", 64)).half().float()
+    assert torch.equal(
+        rounded(x), nn.functional.linear(x, dense.weight.half().float(), dense.bias.half().float())
+    )
+
+
+def test_a_weight_that_is_made_in_each_call_stays_dense() -> None:
+    layer = nn.Linear(16, 16)
+    l1_unstructured(layer, "weight", 0.9)
+    x = torch.randn(8, 16)
+    assert "torch.nn.utils.prune.remove ends that" in plan_of(accelerate(layer.eval(), x)).layers[0].reason
 
 
 def test_copies_and_files_stay_sparse() -> None:
@@ -339,8 +371,11 @@ class Wrong(Bag):
 
 def test_a_kernel_that_is_wrong_is_never_used() -> None:
     model = pruned(nn.Sequential(nn.Linear(64, 64)), 0.99)
-    plan = plan_of(accelerate(model, torch.randn(64, 64), kernels=(Wrong(),), seconds=0.01))
+    x = torch.randn(64, 64)
+    plan = plan_of(accelerate(model, x, kernels=(Wrong(),), seconds=0.01))
     assert not plan.sparse and set(plan.layers[0].timings) == {"dense"}
+    with pytest.raises(EspalierError, match=r"outputs differ by .* of the largest with it; measure anew"):
+        accelerate(model, x, kernels=(Wrong(),), plan=plan.with_choices({"0": Choice("bag", 64)}))
 
 
 @pytest.mark.parametrize(
@@ -381,6 +416,17 @@ def test_bad_input_is_told_in_a_sentence(tmp_path: Path) -> None:
     model = pruned(nn.Linear(8, 8))
     with pytest.raises(EspalierError, match=r"does not run on the example input \(\[4, 9\]\): RuntimeError"):
         accelerate(model, torch.randn(4, 9))
+    with pytest.raises(EspalierError, match="tuple of arguments or a dict of them, got str"):
+        accelerate(model, "a sentence")
+    with pytest.raises(EspalierError, match=r"the example input is empty \(\[0, 8\]\)"):
+        accelerate(model, torch.randn(0, 8))
+    with pytest.raises(EspalierError, match=r"must be a Plan, such as Plan.load\(path\), got str"):
+        accelerate(model, torch.randn(4, 8), plan="plan.json")  # type: ignore[arg-type]
+    with pytest.raises(EspalierError, match="stale must be 'refuse' or 'measure', got 'anew'"):
+        accelerate(model, torch.randn(4, 8), stale="anew")  # type: ignore[arg-type]
+    fast = forced(nn.Sequential(model), torch.randn(4, 8), **{"0": Choice("bag", 64)})
+    with pytest.raises(EspalierError, match="accelerated already: give the one that it was made from"):
+        accelerate(fast, torch.randn(4, 8))
     with pytest.raises(EspalierError, match="returns no floating tensor"):
         accelerate(nn.Identity(), torch.ones(3, dtype=torch.long))
     with pytest.raises(EspalierError, match="this model has no runtime plan"):
@@ -394,6 +440,21 @@ def test_bad_input_is_told_in_a_sentence(tmp_path: Path) -> None:
     path.write_text('{"format": "espalier runtime plan 1", "layers": [{"name": "0"}]}')
     with pytest.raises(EspalierError, match="a runtime plan that cannot be read: KeyError: 'shape'"):
         Plan.load(path)
+
+
+def test_inputs_whose_entries_share_memory_are_imitated() -> None:
+    class Expanding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start, self.linear = nn.Parameter(torch.randn(1, 4, 16)), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.start.expand(len(x), -1, -1)) + x  # type: ignore[no-any-return]
+
+    model, x = pruned(Expanding(), 0.9), torch.randn(3, 4, 16)
+    assert torch.allclose(accelerate(model, x, seconds=0.0)(x), model(x), atol=1e-5)
+    met = Call((3, 2), (1, 1), torch.float32, 3).input(torch.Generator().manual_seed(0))
+    assert met.stride() == (1, 1) and met[0, 1] == met[1, 0]
 
 
 def test_what_has_no_sparse_version_stays() -> None:
@@ -419,6 +480,60 @@ def test_which_weights_can_be_2_4_on_a_gpu() -> None:
     ]:
         found = obstacle(other, cuda=cuda, capability=capability)
         assert found is not None and message in found
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """A GPU that takes some seconds for a dense and for a 2:4 product, each on a CPU in truth."""
+    cost, now, product = {"dense": 2.0, "2:4": 1.0}, [0.0], nn.functional.linear
+
+    class Packed(nn.Parameter):
+        pass
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        now[0] += cost["2:4" if isinstance(weight, Packed) else "dense"]
+        return product(x, weight.data, bias)
+
+    monkeypatch.setattr(semi_structured, "responsible", lambda device: True)
+    monkeypatch.setattr(semi_structured, "unfit", lambda layer, weight: None if len(weight) > 4 else "small")
+    monkeypatch.setattr(semi_structured, "pack", lambda weight: Packed(weight.data, requires_grad=False))
+    monkeypatch.setattr(nn.functional, "linear", linear)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return cost
+
+
+def test_many_small_gains_on_a_gpu_add_up(pretended: dict[str, float]) -> None:
+    # 2:4 is twice as fast in each of thirty layers: a thirtieth of the network each
+    model = pruned(nn.Sequential(*(nn.Linear(8, 8) for _ in range(30)), nn.Linear(8, 4)))
+    x = torch.randn(3, 8)
+    fast = accelerate(model, x)
+    plan = plan_of(fast)
+    assert [layer.choice is not None for layer in plan.layers] == [True] * 30 + [False]
+    assert plan.layers[30].reason == "dense: small" and (plan.dense, plan.ours) == (62.0, 32.0)
+    assert plan.summary().startswith("30 of 31 layers sparse, 1.94 times dense")
+    assert torch.allclose(fast(x), model(x))
+    pretended["2:4"] = 5.0  # nothing is measured any more
+    again = accelerate(model, x, plan=Plan.from_dict(json.loads(json.dumps(plan.to_dict()))))
+    assert type(again.get_submodule("0").weight) is type(fast.get_submodule("0").weight) is not nn.Parameter
+    with pytest.raises(EspalierError, match="inputs of shape 3×8, not 5×8"):
+        accelerate(model, torch.randn(5, 8), plan=plan)
+
+
+def test_a_gpu_that_gains_too_little_stays_dense(pretended: dict[str, float]) -> None:
+    model, x = pruned(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))), torch.randn(3, 8)
+    pretended["2:4"] = 1.97
+    assert plan_of(accelerate(model, x)).layers[0].reason == "dense: 2:4 was not faster"
+    pretended["2:4"] = 1.92  # by 4 % in the layer, by 2 % in the network
+    plan = plan_of(accelerate(model, x))
+    assert plan.layers[0].reason == "1.04 times dense alone" and plan.fell_back
+
+
+def test_a_machine_with_a_gpu_is_named_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    machine = Machine.here(torch.device("cuda"))
+    assert (machine.processor, machine.vectors) == ("a GPU", "compute capability 9.0")
+    assert Machine.here(torch.device("cpu")) == Machine.here()
 
 
 def test_csr_is_used_for_single_positions() -> None:

@@ -1,9 +1,11 @@
 """`accelerate`: sparse kernels where they were measured to be faster, the dense layer everywhere else."""
 
 import copy
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from espalier._errors import EspalierError
 from espalier._forward import device_of
+from espalier.runtime import semi_structured
 from espalier.runtime.arrangement import TILES, arrange, join
 from espalier.runtime.clock import SHORT, Clock, doubts, interleave, steady
 from espalier.runtime.kernels import KERNELS, AbstractKernel
@@ -62,6 +65,8 @@ def accelerate(
     asks for a gradient, another dtype or device, or written weights, its layers compute densely as before.
     Other input shapes give right results, at a speed that was not measured.
 
+    For a network on a GPU the one kernel is that for 2:4 weights, by the same rules.
+
         >>> import torch, espalier
         >>> from espalier.runtime import accelerate, plan_of
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU()).eval()
@@ -86,15 +91,13 @@ def accelerate(
         The copy; `plan_of` gives its plan.
 
     Raises:
-        EspalierError: the model does not run on the example, or the plan was made for something else.
+        EspalierError: the model does not run on the example or is accelerated already, or the plan was made for
+            something else.
     """
+    _check(model, plan, stale)
     traced = trace(model, example_input)
     network = copy.deepcopy(model).eval().requires_grad_(False)
-    if (device := device_of(model)).type != "cpu":
-        from espalier.runtime.semi_structured import accelerate_on_cuda
-
-        return accelerate_on_cuda(network, device, example_input, traced, seconds)
-    machine, inputs = Machine.here(), shapes_of(example_input)
+    machine, inputs = Machine.here(device_of(model)), shapes_of(example_input)
     layers = tuple(
         _unmeasured(name, network.get_submodule(name), calls) for name, calls in traced.calls.items()
     )
@@ -107,7 +110,12 @@ def accelerate(
         notes, plan = (f"the plan given does not fit, so all was measured anew: {why}",), None
     table = {kernel.name: kernel for kernel in kernels}
     if plan is not None:
-        return _finish(_apply(network, plan, table), plan)
+        network = _apply(network, plan, table)
+        if (gap := _gap(network, example_input, traced)) > _tolerance(device_of(model)):
+            raise EspalierError(
+                f"the plan does not fit: outputs differ by {gap:.1e} of the largest with it; measure anew without it"
+            )
+        return _finish(network, plan)
     measured: list[LayerPlan] = []
     kinds: dict[object, list[LayerPlan]] = {}
     for i, layer in enumerate(layers):
@@ -140,6 +148,16 @@ def plan_of(model: nn.Module) -> Plan:
     return plan
 
 
+def _check(model: nn.Module, plan: object, stale: str) -> None:
+    """Refuse what would be misunderstood."""
+    if any(isinstance(module, SparseLinear | SparseConv2d) for module in model.modules()):
+        raise EspalierError("this model is accelerated already: give the one that it was made from")
+    if plan is not None and not isinstance(plan, Plan):
+        raise EspalierError(f"plan must be a Plan, such as Plan.load(path), got {type(plan).__name__}")
+    if stale not in ("refuse", "measure"):
+        raise EspalierError(f"stale must be 'refuse' or 'measure', got {stale!r}")
+
+
 def _finish(network: nn.Module, plan: Plan) -> nn.Module:
     object.__setattr__(network, "_espalier_plan", plan)
     return network
@@ -154,8 +172,12 @@ def _unmeasured(name: str, layer: nn.Module, calls: Counter[Call]) -> LayerPlan:
         shapes[met.shape] += count
     nonzeros = int(torch.count_nonzero(weight))
     reason = ""
-    if (why := supported(layer)) is not None:
+    if semi_structured.responsible(weight.device):
+        reason = f"dense: {why}" if (why := semi_structured.unfit(layer, weight)) else ""
+    elif (why := supported(layer)) is not None:
         reason = f"dense: {why} has no sparse version"
+    elif "weight" not in layer._parameters:
+        reason = "dense: its weight is computed anew in each call (torch.nn.utils.prune.remove ends that)"
     elif weight.dtype is not torch.float32 or any(met.dtype is not torch.float32 for met in calls):
         reason = "dense: only float32 has sparse kernels"
     elif nonzeros > WORTH_TRYING * weight.numel():
@@ -173,7 +195,12 @@ def _measure(
     if plan.reason:
         return plan
     generator = torch.Generator().manual_seed(0)
-    inputs = [(met.input(generator), count) for met, count in calls.items()]
+    device = device_of(layer)
+    inputs = [(met.input(generator).to(device), count) for met, count in calls.items()]
+    if semi_structured.responsible(device):
+        assert isinstance(layer, nn.Linear)
+        with torch.inference_mode():
+            return semi_structured.measure(plan, layer, inputs, seconds, GAIN)
     clock = steady(torch.get_num_threads())
     with torch.inference_mode():
         found = _candidates(layer, kernels, list(calls), [x for x, _ in inputs], clock)
@@ -259,6 +286,10 @@ def _apply(network: nn.Module, plan: Plan, table: Mapping[str, AbstractKernel]) 
     """Put the sparse layers of a plan into a network, in place; if the network is one layer, what replaces it."""
     for layer in plan.sparse:
         assert layer.choice is not None
+        if layer.choice.kernel == semi_structured.NAME:
+            module: Any = network.get_submodule(layer.name)
+            module.weight = semi_structured.pack(module.weight)
+            continue
         if layer.choice.kernel not in table:
             raise EspalierError(
                 f"the plan wants the kernel {layer.choice.kernel!r} for {layer.name!r}; known: {', '.join(table)}"
@@ -271,6 +302,16 @@ def _apply(network: nn.Module, plan: Plan, table: Mapping[str, AbstractKernel]) 
     return network
 
 
+def _gap(network: nn.Module, example: Example, traced: Trace) -> float:
+    """How far the outputs on the example are from those of the dense network."""
+    with inference(network):
+        return disagreement(tensors_of(call(network, example)), traced.outputs)
+
+
+def _tolerance(device: torch.device) -> float:
+    return semi_structured.TOLERANCE if semi_structured.responsible(device) else TOLERANCE
+
+
 def _whole(
     model: nn.Module,
     network: nn.Module,
@@ -281,24 +322,27 @@ def _whole(
     seconds: float,
 ) -> nn.Module:
     """Choose memory layouts, compare whole networks, and fall back if that is faster."""
-    dense = copy.deepcopy(network) if plan.sparse else network
     if not plan.sparse:
         return _finish(network, plan)
+    device, dense = device_of(model), copy.deepcopy(network)
     network = _apply(network, plan, table)
     with inference(model, network):
         plan = arrange(network, example, plan, traced.together, seconds)
-        gap = disagreement(tensors_of(call(network, example)), traced.outputs)
+        gap = _gap(network, example, traced)
+        ways = {"dense": model, "ours": network}
         timings = interleave(
-            {"dense": lambda: call(model, example), "ours": lambda: call(network, example)},
+            {n: semi_structured.finished(partial(call, way, example), device) for n, way in ways.items()},
             rounds=30,
             budget=seconds,
             least=5,
-            clock=steady(torch.get_num_threads()),
+            clock=time.perf_counter
+            if semi_structured.responsible(device)
+            else steady(torch.get_num_threads()),
         )
     plan = replace(plan, dense=timings["dense"].minimum, ours=timings["ours"].minimum)
     assert plan.dense is not None and plan.ours is not None
     notes = [*plan.notes, *(f"these timings are doubtful: {why}" for why in doubts(timings))]
-    if gap > TOLERANCE:
+    if gap > _tolerance(device):
         notes.append(f"the outputs differ by {gap:.1e} of the largest, so the dense network was kept")
     elif GAIN * plan.ours > plan.dense:
         notes.append(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from espalier.runtime.kernels import AbstractKernel
 
 Layout = Literal["rows", "columns"]
-_STALE = -2  # no version that a tensor has
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class _Sparse(nn.Module):
     kernel: AbstractKernel
     packed: Any
     choice: Choice
-    _version_packed: int
+    _origin: tuple[Tensor, int] | None
+    """The memory that was packed, held so that no other weight can get it, and how often it had been written to."""
 
     @classmethod
     def of(cls, layer: nn.Module, kernel: AbstractKernel, choice: Choice) -> Self:
@@ -52,18 +52,24 @@ class _Sparse(nn.Module):
         new.kernel, new.choice = kernel, choice
         with torch.inference_mode(False), torch.no_grad():
             new.packed = kernel.pack(new.weight.detach().reshape(new.weight.shape[0], -1))
-        new._version_packed = _version(new.weight)
+        new._origin = _origin(new.weight)
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and files: the weight of the copy counts its writes anew."""
-        fresh = _version(self.weight) == self._version_packed
-        return {**self.__dict__, "_version_packed": 0 if fresh else _STALE}
+        """Copies and files: the weight of the copy is another one, and counts its writes anew."""
+        return {**self.__dict__, "_origin": self._fresh()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self._version_packed == 0:
-            self._version_packed = _version(self.weight)
+        self._origin = _origin(self.weight) if state["_origin"] else None
+
+    def _fresh(self) -> bool:
+        """Whether the weight is still the one that was packed."""
+        if self._origin is None:
+            return False
+        packed, version = self._origin
+        weight = self.weight
+        return _version(weight) == version and weight.data_ptr() == packed.data_ptr()
 
     def _usable(self, x: Tensor) -> bool:
         """Inference of float32 on the CPU with the weights that were packed; everything else stays dense."""
@@ -71,7 +77,7 @@ class _Sparse(nn.Module):
             return False
         if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
             return False
-        return _version(self.weight) == self._version_packed and not torch.is_autocast_enabled("cpu")
+        return self._fresh() and not torch.is_autocast_enabled("cpu")
 
 
 class SparseLinear(_Sparse, nn.Linear):
@@ -79,7 +85,8 @@ class SparseLinear(_Sparse, nn.Linear):
 
     Same parameters, same state dict, same numbers within rounding. In training mode, for an input or weight
     that requires a gradient, under autocast, for other dtypes and devices, and once the weight has been
-    written to (where torch counts that: not for tensors made in inference mode), it is the dense layer it was.
+    replaced or written to (where torch counts that: not for tensors made in inference mode), it is the dense
+    layer it was.
     """
 
     siblings: "Siblings | None" = None
@@ -136,6 +143,10 @@ class Siblings:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_waiting": None}
+
+
+def _origin(weight: Tensor) -> tuple[Tensor, int]:
+    return weight.detach(), _version(weight)
 
 
 def _version(tensor: Tensor) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import device as Device
 
 from espalier._errors import EspalierError
 from espalier.checkpoint.write import atomic
@@ -21,8 +22,8 @@ class Machine:
     """What timings depend on besides the network; nothing in it names a person's computer.
 
     Args:
-        processor: the model name.
-        vectors: the instruction set torch uses.
+        processor: the model name, of a GPU where the network lies on one.
+        vectors: the instruction set torch uses, or what the GPU can do.
         torch: version.
         threads: of torch, within an operator.
     """
@@ -33,11 +34,14 @@ class Machine:
     threads: int
 
     @classmethod
-    def here(cls) -> Self:
-        """This machine, as torch is set up now."""
-        return cls(
-            processor(), torch.backends.cpu.get_cpu_capability(), torch.__version__, torch.get_num_threads()
-        )
+    def here(cls, device: Device | None = None) -> Self:
+        """This machine, as torch is set up now; for a network on a GPU, that GPU."""
+        if device is not None and device.type == "cuda":
+            capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+            name, can = torch.cuda.get_device_name(device), f"compute capability {capability}"
+        else:
+            name, can = processor(), torch.backends.cpu.get_cpu_capability()
+        return cls(name, can, torch.__version__, torch.get_num_threads())
 
 
 @dataclass(frozen=True)

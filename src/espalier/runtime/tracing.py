@@ -34,9 +34,10 @@ class Call:
     positions: int
 
     def input(self, generator: torch.Generator) -> Tensor:
-        """A random input like it."""
-        x = torch.empty_strided(self.shape, self.stride, dtype=self.dtype)
-        return x.normal_(generator=generator)
+        """A random input like it; its entries may share memory, as those of an expanded tensor do."""
+        length = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride))
+        memory = torch.empty(max(1, length), dtype=self.dtype).normal_(generator=generator)
+        return memory.as_strided(self.shape, self.stride)
 
 
 def call(model: nn.Module, example: Example) -> Any:
@@ -44,6 +45,17 @@ def call(model: nn.Module, example: Example) -> Any:
     if isinstance(example, Tensor):
         return model(example)
     return model(**example) if isinstance(example, Mapping) else model(*example)
+
+
+def _check(example: Any) -> None:
+    """Refuse what is no input of a model at all."""
+    if not isinstance(example, Tensor | tuple | list | Mapping):
+        raise EspalierError(
+            f"the example input must be a tensor, a tuple of arguments or a dict of them, got {type(example).__name__}"
+        )
+    if any(0 in shape for shape in shapes_of(example)):
+        given = ", ".join(str(list(shape)) for shape in shapes_of(example))
+        raise EspalierError(f"the example input is empty ({given}): nothing can be measured on it")
 
 
 @contextmanager
@@ -69,6 +81,8 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 def shapes_of(example: Example) -> tuple[tuple[int, ...], ...]:
     """Shapes of the tensors of an example, in order."""
+    if isinstance(example, Mapping):
+        example = dict(example)  # what tokenizers give is a mapping that torch does not look into
     return tuple(tuple(leaf.shape) for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))
 
 
@@ -91,8 +105,9 @@ def trace(model: nn.Module, example: Example) -> Trace:
     """Run a model once in eval mode and write down what its Linear and Conv2d met.
 
     Raises:
-        EspalierError: the model does not run on the example, or returns no floating tensor.
+        EspalierError: the example is none or empty, the model does not run on it, or returns no floating tensor.
     """
+    _check(example)
     names = {module: name for name, module in model.named_modules()}
     found: dict[str, Counter[Call]] = {}
     given_to: dict[int, tuple[Tensor, list[str]]] = {}  # holds the inputs, so that no id is used twice
