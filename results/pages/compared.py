@@ -11,10 +11,10 @@ from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, m
 
 STUDIES = {"lenet5": "LeNet5 on MNIST", "resnet20": "ResNet-20 on cifar10_jpeg"}
 OURS = "target gRDA"
-RESCALED = "target gRDA rescaled to 0.7"
 COLORS = {
     OURS: LEAF,
-    RESCALED: "#7fb800",
+    f"{OURS} rescaled to 0.7": "#7fb800",
+    f"{OURS} to 0.7": "#009e73",
     "paper gRDA": SKY,
     "gradual magnitude": BARK,
     "magnitude v2": "#d08a3c",
@@ -153,7 +153,7 @@ def standing(result: dict[str, Any], sparsity: float, teacher: bool = False, lab
 def standings(result: dict[str, Any], teacher: bool = False) -> str:
     """Where the forms of target gRDA stand that the study has."""
     taught = ", taught by the dense parent" if teacher else ""
-    forms = [label for label in (OURS, RESCALED) if label in labels(result, teacher)]
+    forms = sorted(label for label in labels(result, teacher) if label.startswith(OURS))
     return "\n\n".join(
         f"**Where {label} stands{taught}:** "
         + "; ".join(standing(result, s, teacher, label) for s in result["sparsities"])
@@ -202,7 +202,7 @@ def lines(axes: Axes, result: dict[str, Any]) -> None:
             yerr=[r["half"] or 0.0 for r in known],
             fmt="o-",
             color=COLORS.get(label, "#cccccc"),
-            linewidth=2.4 if label in (OURS, RESCALED) else 1.0,
+            linewidth=2.4 if label.startswith(OURS) else 1.0,
             markersize=4,
             capsize=2,
             zorder=3 if label in COLORS else 1,
