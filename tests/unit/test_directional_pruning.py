@@ -87,6 +87,9 @@ def test_bad_input_is_refused() -> None:
         directional(trained(), clusters(), 0.5, refresh=0)
     with pytest.raises(EspalierError, match=r"a sparsity is a fraction in \[0, 1\), got 90"):
         prune_directional(trained(), clusters(), 90)
+    complex_one = nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(EspalierError, match=r"the model has complex parameters \(weight, bias\)"):
+        directional(complex_one, clusters(), 0.5)
 
 
 def test_with_every_direction_known_it_follows_the_dense_path() -> None:

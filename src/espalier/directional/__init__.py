@@ -1,6 +1,7 @@
 """Directional pruning made explicit: flat subspace, scores, one-shot formula, path; OBS and OBD beside it."""
 
 from espalier.directional.formula import closed_form, objective, one_shot, scores, strength_for
+from espalier.directional.method import DirectionalPruning
 from espalier.directional.path import Path, Step, follow, refit
 from espalier.directional.pruning import Directional, directional, prune_directional
 from espalier.directional.regression import Fit, regress
@@ -9,6 +10,7 @@ from espalier.directional.surgeon import Surgery, brain_damage, brain_surgeon
 
 __all__ = [
     "Directional",
+    "DirectionalPruning",
     "Fit",
     "FlatSubspace",
     "Path",

@@ -12,6 +12,7 @@ from espalier.data import AbstractSplit, Batch
 from espalier.directional.path import Path, Step, follow, refit
 from espalier.directional.subspace import FlatSubspace, by_cutoff
 from espalier.landscape.operators import Curvature, Restricted
+from espalier.landscape.points import check_usable
 from espalier.landscape.risk import Kind, Loss, Risk, cross_entropy
 from espalier.landscape.spectrum import Eigenpairs, leading
 from espalier.masks import Masks, named_parameters, unwrapped
@@ -151,6 +152,7 @@ def directional(
     """
     if not 0 < refresh <= 1:
         raise EspalierError(f"`refresh` is a share of the weights in (0, 1], got {refresh}")
+    check_usable(unwrapped(model), "the model")
     selection = select(open_checkpoint(unwrapped(model)), scope, include, exclude)
     zeros = selection.entries - kept_entries(selection.entries, sparsity)
     risk = Risk(model, data, selection=selection, loss=loss, batch_size=batch_size)
