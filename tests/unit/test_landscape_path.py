@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 from pathlib import Path as File
@@ -42,8 +43,9 @@ def along(values: list[float]) -> Along:
 
 def test_barrier_is_the_highest_value_minus_the_mean_of_the_ends():
     found = along([1.0, 5.0, 2.0]).barrier("train", "loss")
-    assert (found.height, found.at, found.highest) == (3.5, 0.5, 5.0)
-    assert along([1.0, 1.0, 2.0]).barrier("train", "loss").height == 0.5
+    assert (found.height, found.at, found.highest, found.above) == (3.5, 0.5, 5.0, 3.0)
+    slope = along([1.0, 1.0, 2.0]).barrier("train", "loss")
+    assert (slope.height, slope.above) == (0.5, 0.0)
     assert along([1.0, 5.0, 2.0]).barrier("train", "error").height == pytest.approx(0.35)
     assert along([1.0, math.nan, 2.0]).barrier("train", "loss").height == math.inf
     with pytest.raises(EspalierError, match="nothing was measured on a test split"):
@@ -199,3 +201,14 @@ def test_a_network_in_half_precision_is_a_point():
     space = Space(net)
     assert space.vector(net).dtype == torch.float32
     assert space.weights(space.vector(net))["1.weight"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_inputs_are_given_in_the_precision_of_the_network(dtype):
+    torch.manual_seed(0)
+    net = plain()
+    truth = Surface(net, split(24))
+    height = truth(truth.space.vector(net))
+    other = Surface(copy.deepcopy(net).to(dtype), split(24))
+    found = other(other.space.vector(net.to(dtype)))
+    assert found.train.loss == pytest.approx(height.train.loss, rel=1e-2)

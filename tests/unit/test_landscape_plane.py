@@ -112,6 +112,7 @@ def test_topology_by_hand():
     assert dead_units([layer]) == {"a": 3}
     together, _ = overlaps(Masks({"a": mask}), Masks({"a": torch.ones(2, 3, dtype=torch.bool)}))
     assert together.jaccard == pytest.approx(1 / 6) and together.lost == 0
+    assert together.churn == pytest.approx(5 / 6)
     with pytest.raises(EspalierError, match="two or more dimensions"):
         connectivity(Masks({"a": mask[0]}))
 

@@ -146,8 +146,8 @@ def check_files() -> None:
 
     v, spent = torch.ones(operator.dimension), operator.products
     File("products").mkdir(exist_ok=True)
-    first, again = (_Kept(operator, File("products")) @ v for _ in range(2))
-    assert torch.equal(first, again) and operator.products == spent + 1
+    one, two = (_Kept(operator, File("products")) @ v for _ in range(2))
+    assert torch.equal(one, two) and operator.products == spent + 1
 
 
 def check_commands(rank: int) -> None:

@@ -233,6 +233,10 @@ def test_unfit_data_and_selections_are_refused() -> None:
         Risk(model, split().take(0))
     with pytest.raises(EspalierError, match="iterated over only once"):
         Risk(model, iter(split().batches(5)))
+    x, y = next(iter(split().batches(8)))
+    for label, words in ((-1, "label -1 found"), (7, r"label 7 found, but the model has 3 classes")):
+        with pytest.raises(EspalierError, match=words):
+            Risk(model, [(x, y), (x, torch.full_like(y, label))])
     other = select(open_checkpoint({"1.wieght": torch.zeros(5, 4)}))
     with pytest.raises(EspalierError, match=r"names 1.wieght, no parameters .* Did you mean '1.weight'"):
         Risk(model, split(), selection=other)

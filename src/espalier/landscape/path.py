@@ -102,17 +102,20 @@ class Barrier:
     The definition of Frankle et al. (2020, "Linear mode connectivity and the lottery ticket hypothesis",
     section 2), there for the error on the straight line: the largest value on the way minus the mean of the two
     ends, :math:`\sup_t E(w_t) - \tfrac12 (E(w_0) + E(w_1))`, here over the points measured, ends included.
-    It is at least half the difference of the ends, so a flat way between unequal ends has a barrier too.
+    It is at least half the difference of the ends, so a flat way between unequal ends has a barrier too;
+    `above` has not: it is 0 where the way is nowhere worse than its worse end.
 
     Args:
         height: that difference.
         at: the t of the largest value.
         highest: the largest value.
+        above: the largest value minus that of the worse end, at least 0.
     """
 
     height: float
     at: float
     highest: float
+    above: float
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,10 @@ class Along:
         """
         values = [v if math.isfinite(v) else math.inf for v in self.values(split, what)]
         top = max(range(len(values)), key=values.__getitem__)
-        return Barrier(values[top] - (values[0] + values[-1]) / 2, self.t[top], values[top])
+        ends = values[0], values[-1]
+        # Where an end is not finite, nothing is above it.
+        above = values[top] - max(ends) if math.isfinite(max(ends)) else 0.0
+        return Barrier(values[top] - sum(ends) / 2, self.t[top], values[top], above)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

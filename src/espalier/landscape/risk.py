@@ -62,8 +62,9 @@ class Risk:
         device: where to compute; None stays where the model is.
 
     Raises:
-        EspalierError: no data, names that are not parameters, weights that are lazy, complex or quantized,
-            dropout that stays on in eval mode, a loss that is not finite, or one that is not the same twice.
+        EspalierError: no data, labels that are no classes of the model, names that are not parameters, weights
+            that are lazy, complex or quantized, dropout that stays on in eval mode, a loss that is not finite, or one
+            that is not the same twice.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Risk:
         self._layout = torch.contiguous_format
         if self.device.type == "cpu" and takes_channels_last(self._model, next(iter(self._whole()))[0]):
             self._layout = torch.channels_last
+        if loss is cross_entropy:
+            self._check_labels()
         self._probe()
 
     def flat(self, tensors: Tensors) -> Tensor:
@@ -273,6 +276,23 @@ class Risk:
         if not n:
             raise EspalierError("no examples: the risk is a mean over data, and there are none")
         return n
+
+    def _check_labels(self) -> None:
+        """Refuses labels that the outputs have no class for, where outputs are classes by example."""
+        x, _ = next(iter(self._whole()))
+        with self._running(), torch.no_grad():
+            outputs = self._outputs(self.named(self.weights), self._moved(x[:1]))
+        if outputs.ndim != 2:
+            return
+        data = self._data
+        each = [data.labels] if isinstance(data, AbstractSplit) else [y for _, y in data]
+        low, high = (min(int(y.min()) for y in each), max(int(y.max()) for y in each))
+        if low < 0:
+            raise EspalierError(f"label {low} found: curvature needs an example's class, from 0")
+        if high >= outputs.shape[1]:
+            raise EspalierError(
+                f"label {high} found, but the model has {outputs.shape[1]} classes: wrong model or data set"
+            )
 
     def _probe(self) -> None:
         """Refuses what is not the same function twice, and what is not finite."""

@@ -270,7 +270,13 @@ class Density:
     products: int
 
     def above(self, cutoff: float) -> tuple[float, float]:
-        """Estimated number of eigenvalues above a cut-off, and its standard error over probes."""
+        """Estimated number of eigenvalues above a cut-off, and its standard error over probes.
+
+        To be trusted where the cut-off stands clear of the bulk. Some twenty nodes a probe cannot resolve what lies
+        near zero beside eigenvalues many times as large (of either sign): a node there stands for most of all
+        eigenvalues, and which side of the cut-off it falls on is chance. The error over probes is then of the size of
+        the number itself; more `steps` help.
+        """
         each = [
             self.dimension * float(w[x > cutoff].sum()) for x, w in zip(self.nodes, self.weights, strict=True)
         ]

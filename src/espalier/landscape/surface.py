@@ -124,6 +124,9 @@ class Surface:
         self.test = None if test is None else FixedBatches(test, "test", batch_size=batch_size, device=device)
         self.evaluations = 0
         self._layers = batch_norms(self.module)
+        self._takes = next(
+            (p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32
+        )
         if self._layers and self.train.smallest() < 2:
             raise EspalierError(
                 "batch-norm statistics need at least 2 training examples in every batch; give a larger batch size"
@@ -154,6 +157,8 @@ class Surface:
     def spec(self) -> dict[str, object]:
         """What the values depend on besides the weights, for files that can be resumed."""
         return {
+            "examples, training": self.train.examples,
+            "examples, test": None if self.test is None else self.test.examples,
             "train": self.train.digest,
             "test": None if self.test is None else self.test.digest,
             "batches": self.train.passes(),
@@ -225,9 +230,12 @@ class Surface:
         return Level(loss / n, right / n, round(n))
 
     def _logits(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=self._layout)
-        return logits_of(functional_call(self.module, (weights, buffers), (x,)))
+        return logits_of(functional_call(self.module, (weights, buffers), (self._given(x),)))
+
+    def _given(self, x: Tensor) -> Tensor:
+        """Inputs in the precision of the module, laid out as is fastest."""
+        x = x.to(self._takes) if x.is_floating_point() else x
+        return x.contiguous(memory_format=self._layout) if x.ndim == 4 else x
 
     def _fresh(self) -> dict[str, Tensor]:
         """Batch-norm statistics as they are before the first batch."""
@@ -263,7 +271,7 @@ class Surface:
 
     def _try(self, name: str) -> None:
         """Run a few inputs twice with the module's own weights: what does not fit is told before any work."""
-        x = next(iter(self.train))[0][:_TRIED]
+        x = self._given(next(iter(self.train))[0][:_TRIED])
         with torch.no_grad(), self._evaluating():
             first, again = (logits_of(self.module(x)).double() for _ in range(2))
         if self.space.device.type == "cpu" and takes_channels_last(self.module, x):

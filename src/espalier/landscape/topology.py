@@ -49,12 +49,14 @@ class Overlap:
         chance: what independent random masks that keep as much in each tensor share on average, to read the
             other against: the mean to second order in the spread of the intersection.
         lost: fraction of what the first keeps that the second does not; 0 if the first keeps none.
+        churn: fraction of all entries that one of the two keeps and the other does not.
     """
 
     name: str
     jaccard: float
     chance: float
     lost: float
+    churn: float
 
 
 def connectivity(masks: Masks, groups: Mapping[str, int] | None = None) -> tuple[Layer, ...]:
@@ -111,7 +113,7 @@ def grouped_perhaps(shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
 
 
 def overlaps(a: Masks, b: Masks) -> tuple[Overlap, ...]:
-    """Overlap, and what is lost, of all tensors together, then of each.
+    """Overlap, churn, and what is lost, of all tensors together, then of each.
 
     Raises:
         EspalierError: the masks are of different networks.
@@ -167,4 +169,6 @@ def _overlap(name: str, a: Masks, b: Masks) -> Overlap:
     total = a.kept + b.kept
     either = total - mean
     chance = mean / either + total * spread / either**3 if either else 1.0
-    return Overlap(name, jaccard, chance, lost)
+    entries = sum(math.prod(shape) for shape in a.shapes.values())
+    churn = (total - 2 * (a & b).kept) / entries if entries else 0.0
+    return Overlap(name, jaccard, chance, lost, churn)

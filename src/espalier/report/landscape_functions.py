@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from espalier.landscape.embedding import Embedding
     from espalier.landscape.functions import Functions
 
-HEADS = ("a", "b", "agreement", "95 % interval", "JS divergence", "logit cosine", "mean CKA")
+HEADS = ("pair", "a", "b", "agreement", "95 % interval", "JS divergence", "logit cosine", "mean CKA")
 NETWORK_HEADS = ("network", "accuracy", "95 % interval", "loss")
 
 
@@ -86,7 +86,7 @@ def as_text(result: Result) -> str:
     parts = [
         table(NETWORK_HEADS, _networks(found), numeric=range(1, 4)),
         "",
-        table(HEADS, _pairs(found), numeric=range(2, 7)),
+        table(HEADS, _pairs(found), numeric=(0, *range(3, 8))),
     ]
     if found.cka_inputs:
         heads, rows = _layers(found)
@@ -106,7 +106,7 @@ def write(result: Result, png: Path | None, html: Path | None) -> None:
         Section(
             "Side by side",
             points=_notes(result),
-            table=Table(HEADS, _pairs(result.functions), frozenset(range(2, 7))),
+            table=Table(HEADS, _pairs(result.functions), frozenset((0, *range(3, 8)))),
         ),
         Section("Networks", table=Table(NETWORK_HEADS, _networks(result.functions), frozenset(range(1, 4)))),
     ]
@@ -205,6 +205,7 @@ def _networks(found: "Functions") -> list[tuple[str, ...]]:
 def _pairs(found: "Functions") -> list[tuple[str, ...]]:
     return [
         (
+            str(number),
             p.a,
             p.b,
             percent(p.similarity.agreement, 2),
@@ -213,13 +214,13 @@ def _pairs(found: "Functions") -> list[tuple[str, ...]]:
             f"{p.similarity.logit_cosine:.4f}",
             f"{np.mean(list(p.cka.values())):.4f}" if p.cka else "–",
         )
-        for p in found.pairs
+        for number, p in enumerate(found.pairs, 1)
     ]
 
 
 def _layers(found: "Functions") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     layers = list(dict.fromkeys(layer for pair in found.pairs for layer in pair.cka))
-    heads = ("layer, CKA", *(f"{p.a} – {p.b}" for p in found.pairs))
+    heads = ("CKA: layer", *(f"pair {number}" for number in range(1, len(found.pairs) + 1)))
     return heads, [
         (layer, *(f"{p.cka[layer]:.4f}" if layer in p.cka else "–" for p in found.pairs)) for layer in layers
     ]

@@ -19,15 +19,16 @@ HEADS = (
     "train loss barrier",
     "test loss barrier",
     "test error barrier",
+    "above worse end",
     "at t",
     "test accuracy of ends",
-    "lowest on the way",
     "distance",
     "arc length",
 )
 POINT_HEADS = ("way", "t", "train loss", "train accuracy", "test loss", "test accuracy", "zeros")
 BARRIER = (
-    "barrier: largest value on the way, ends included, minus the mean of the two ends (Frankle et al. 2020)"
+    "barrier: largest value on the way, ends included, minus the mean of the two ends (Frankle et al. 2020), so that "
+    "unequal ends alone make one; above worse end: the same of the test error, minus that of the worse end"
 )
 
 
@@ -96,7 +97,7 @@ def write(result: Result, png: Path | None, html: Path | None) -> None:
             "On the way",
             points=_notes(result),
             figure=svg(figure(result.ways)),
-            caption="Above the loss, below the error, over t; solid: test, dotted: training examples.",
+            caption="Above the loss, below the error, over t.",
             table=Table(HEADS, [_row(way) for way in result.ways], frozenset(range(1, 9))),
         ),
         Section(
@@ -131,7 +132,7 @@ def figure(ways: "Sequence[Way]") -> "Figure":
                 "-",
                 color=color,
                 linewidth=2,
-                label=f"{way.name}, test",
+                label=way.name,
             )
             part.plot(
                 along.t,
@@ -139,12 +140,19 @@ def figure(ways: "Sequence[Way]") -> "Figure":
                 ":",
                 color=color,
                 linewidth=1.6,
-                label=f"{way.name}, training",
             )
         part.set_ylabel(word)
         part.set_ylim(bottom=0)
     axes[1].set_xlabel("t")
-    axes[0].legend(frameon=False, fontsize=8, loc="best")
+    axes[0].legend(
+        title="solid: test, dotted: training examples",
+        title_fontsize=8,
+        fontsize=8,
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=2 if len(ways) > 1 else 1,
+    )
     return drawn
 
 
@@ -157,9 +165,9 @@ def _row(way: "Way") -> tuple[str, ...]:
         f"{along.barrier('train', 'loss').height:.4f}",
         f"{along.barrier('test', 'loss').height:.4f}",
         percent(error.height, 2),
+        percent(error.above, 2),
         f"{error.at:.2f}",
         ", ".join(percent(end.accuracy, 2) for end in ends if end is not None),
-        percent(1 - error.highest, 2),
         f"{along.distance:.4g}",
         f"{along.arc_length:.4g}",
     )

@@ -12,11 +12,12 @@ from espalier.report.page import Card, Page, Section, Table, new_figure, svg, wr
 from espalier.report.text import dump, percent, table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from espalier.landscape.plane import Difference, Grid
 
-HEADS = ("surface", "points", "lowest loss", "median loss", "highest loss", "lowest error")
+HEADS = ("surface", "points", "lowest training loss", "median", "highest", "lowest training error")
 MARK_HEADS = ("network", "x", "y", "distance from the plane")
 GAP_HEADS = ("surfaces", "what", "largest", "mean", "median", "median of the first")
 
@@ -111,26 +112,30 @@ def figure(grids: "Mapping[str, Grid]") -> "Figure":
             )
             part.contour(grid.x, grid.y, shown, levels=levels[row][::2], colors="white", linewidths=0.4)
             drawn.colorbar(painted, ax=part, format="%.3g" if row == 0 else "%.2f")
-            for number, (mark, at) in enumerate(grid.plane.marks.items()):
-                part.plot(
-                    [at.x],
-                    [at.y],
-                    "o" if at.residual == 0 else "^",
-                    color="black",
-                    markersize=6,
-                    markerfacecolor="white",
-                )
-                part.annotate(
-                    mark,
-                    (at.x, at.y),
-                    xytext=(6, 6 if number % 2 == 0 else -13),
-                    textcoords="offset points",
-                    fontsize=8,
-                )
+            _mark_networks(part, grid)
             part.set(title=f"{name}: {what}", xlabel=grid.plane.axes[0], ylabel=grid.plane.axes[1])
             part.title.set_fontsize(10)
     drawn.tight_layout()
     return drawn
+
+
+def _mark_networks(axes: "Axes", grid: "Grid") -> None:
+    """Networks of the plane as circles, those off it as triangles; names inside the frame, legible on any color."""
+    from matplotlib.patheffects import withStroke
+
+    for number, (name, at) in enumerate(grid.plane.marks.items()):
+        form = "o" if at.residual == 0 else "^"
+        axes.plot([at.x], [at.y], form, color="black", markersize=6, markerfacecolor="white")
+        right = at.x > (grid.x[0] + grid.x[-1]) / 2
+        axes.annotate(
+            name,
+            (at.x, at.y),
+            xytext=(-6 if right else 6, 6 if number % 2 == 0 else -13),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            fontsize=8,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )
 
 
 def _norm(row: int, levels: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> object:

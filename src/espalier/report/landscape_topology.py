@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from espalier.landscape.topology import Layer, Overlap
 
 HEADS = ("network", "layer", "kept", "fan-in", "smallest", "units without input", "inputs without use")
-OVERLAP_HEADS = ("networks", "tensor", "overlap (Jaccard)", "of independent masks", "lost")
+OVERLAP_HEADS = ("networks", "tensor", "overlap (Jaccard)", "of independent masks", "churn", "lost")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def as_text(result: Result) -> str:
     """Layers, and overlap of masks."""
     parts = [table(HEADS, _rows(result), numeric=range(2, 7))]
     if result.overlaps:
-        parts += ["", table(OVERLAP_HEADS, _overlaps(result), numeric=range(2, 5))]
+        parts += ["", table(OVERLAP_HEADS, _overlaps(result), numeric=range(2, 6))]
     return "\n".join([*parts, "", *(f"note: {note}" for note in _notes(result))])
 
 
@@ -78,7 +78,7 @@ def write(result: Result, png: Path | None, html: Path | None) -> None:
     ]
     if result.overlaps:
         sections.append(
-            Section("Overlap", table=Table(OVERLAP_HEADS, _overlaps(result), frozenset(range(2, 5))))
+            Section("Overlap", table=Table(OVERLAP_HEADS, _overlaps(result), frozenset(range(2, 6))))
         )
     write_page(Page("Topology of masks", ", ".join(result.layers), sections=sections), html)
 
@@ -139,6 +139,7 @@ def _overlaps(result: Result) -> list[tuple[str, ...]]:
             one.name,
             f"{one.jaccard:.4f}",
             f"{one.chance:.4f}",
+            percent(one.churn, 2),
             percent(one.lost, 2),
         )
         for name, found in result.overlaps.items()
@@ -158,5 +159,8 @@ def _notes(result: Result) -> list[str]:
             "group by group"
         )
     if result.overlaps:
-        notes.append(f"lost: share of what {result.first} keeps that the other does not")
+        notes.append(
+            "churn: share of all weights that one of the two keeps and the other does not; lost: share of what "
+            f"{result.first} keeps that the other does not"
+        )
     return notes

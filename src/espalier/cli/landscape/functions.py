@@ -38,7 +38,13 @@ def command(
     ] = False,
     limit: shared.LimitSome = 500,
     seed: options.Seed = 0,
-    folder: shared.Folder = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep the predictions of the pruned family here, so that an interrupted command goes on from them.",
+        ),
+    ] = None,
     png: shared.Png = None,
     html: options.Html = None,
     as_json: options.AsJson = False,
