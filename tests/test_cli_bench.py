@@ -93,7 +93,12 @@ def test_folders_of_transformers(run: Run, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("--batches", "1,x"), "--batches must be sizes such as 1,8,32, got '1,x'"),
-        (("--input-shape", "3x9x9"), "the network does not run: RuntimeError"),
+        (
+            ("--input-shape", "3x9x9"),
+            "the network does not run on inputs of shape (1, 3, 9, 9): RuntimeError",
+        ),
+        (("--plan", "none/plan.json"), "does not exist; make it first"),
+        (("--plan", "small.safetensors"), "is the file that is read; give another name, so that it stays"),
         (("--data", "nowhere"), "unknown data 'nowhere'"),
     ],
 )

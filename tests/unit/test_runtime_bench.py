@@ -1,5 +1,9 @@
 import json
+import re
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +15,10 @@ from espalier import EspalierError
 from espalier.evaluation import Evaluation
 from espalier.export import Example, image_example
 from espalier.report import bench as report
+from espalier.runtime import Choice, accelerate, plan_of
 from espalier.runtime.bench import Row, bench, verdict
 from espalier.runtime.clock import Timing
-from espalier.runtime.ways import AbstractWay, Dense, Half, Int8, Ours
+from espalier.runtime.ways import AbstractWay, Dense, Half, Int8, Int8Ao, OnnxSparse, Ours, bytes_of
 
 
 class Broken(AbstractWay):
@@ -58,8 +63,11 @@ def test_every_way_has_a_row_with_numbers_or_a_reason() -> None:
     assert rows["int8 dynamic"].lost_zeros == 0  # zeros survive int8
     assert found.sparsity == pytest.approx(0.9, abs=0.001)
     assert [layer.dense_macs for layer in found.layers] == [48 * 64, 64 * 5]
+    weights = rows["dense fp32"].bytes or 0
+    assert (rows["dense fp32"].memory or 0) >= weights and (rows["espalier"].memory or 0) >= weights
     text = report.as_text(found)
-    assert "int8 dynamic: all zeros survive" in text and "broken, batch 1: not run: RuntimeError" in text
+    assert "int8 dynamic: all zeros survive" in text and "broken, batch 1, 4: not run: RuntimeError" in text
+    assert re.search(r"^all +3,392 ", text, re.MULTILINE)  # 48 * 64 + 64 * 5 products in all layers
     assert text.splitlines()[-1] == found.verdict
     assert json.loads(report.as_json(found))["rows"][3]["not_run"]["1"].startswith("RuntimeError")
 
@@ -108,12 +116,67 @@ def test_what_loses_accuracy_is_left_out() -> None:
 
 
 def test_int8_needs_a_linear_layer(tmp_path: Path) -> None:
-    with pytest.raises(EspalierError, match="no Linear layer, and dynamic quantisation takes no other"):
-        Int8(nn.Conv2d(3, 4, 1), tmp_path).module(image_example((3, 4, 4)))
+    for way in (Int8, Int8Ao):
+        with pytest.raises(EspalierError, match="no Linear layer, and dynamic quantisation takes no other"):
+            way(nn.Conv2d(3, 4, 1), tmp_path).module(image_example((3, 4, 4)))
+
+
+def test_torchao_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(EspalierError, match="torchao is not installed: pip install torchao"):
+        Int8Ao(network(), tmp_path).module(image_example((3, 4, 4)))
+
+
+def test_torchao_quantizes_and_keeps_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Quantized(nn.Parameter):  # a stand-in with the one attribute that is looked at
+        qdata = torch.ones(64, 48, dtype=torch.int8)
+
+    def quantize(model: nn.Module, how: str) -> None:
+        assert how == "int8"
+        model.get_submodule("1").weight = Quantized(torch.zeros(64, 48), requires_grad=False)
+
+    ao = SimpleNamespace(quantize_=quantize, Int8DynamicActivationInt8WeightConfig=lambda: "int8")
+    monkeypatch.setitem(sys.modules, "torchao.quantization", ao)
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
+    way, example = Int8Ao(network(), tmp_path), image_example((3, 4, 4))
+    module = way.module(example)
+    assert way.note == "2 Linear layers" and module(*example.tensors).shape == (2, 5)
+    assert list(way.weights()) == ["1.weight"] and way.weights()["1.weight"].dtype is torch.int8
+
+
+def test_memory_of_weights(tmp_path: Path) -> None:
+    model = network().eval().requires_grad_(False)
+    dense = 4 * (48 * 64 + 64 + 64 * 5 + 5)
+    assert Dense(model, tmp_path).held(model) == dense
+    tied = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    tied.get_submodule("1").weight = tied.get_submodule("0").weight
+    assert bytes_of(tied) == 4 * 64
+    int8 = Int8(model, tmp_path)
+    assert dense / 4 < int8.held(int8.module(image_example((3, 4, 4)))) < dense / 3
+    x = torch.randn(8, 3, 4, 4)
+    plan = replace(plan_of(accelerate(model, x, seconds=0.0)), fell_back=False)
+    fast = accelerate(model, x, plan=plan.with_choices({"1": Choice("bag", 64), "3": None}))
+    nonzeros = int(torch.count_nonzero(model.get_submodule("1").weight))  # type: ignore[arg-type]
+    assert Ours(model, tmp_path).held(fast) == dense + 8 * nonzeros + 4 * 65
+
+
+def test_onnxruntime_gives_its_memory_back(tmp_path: Path) -> None:
+    helper = pytest.importorskip("onnx.helper")
+    given, answer = (helper.make_tensor_value_info(name, 1, ["batch", 3, 4, 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "graph", [given], [answer])
+    opset = helper.make_opsetid("", 17)
+    file = helper.make_model(graph, ir_version=8, opset_imports=[opset]).SerializeToString()
+    (tmp_path / "sparse.onnx").write_bytes(file)
+    way, example = OnnxSparse(network(), tmp_path), image_example((3, 4, 4))
+    module = way.module(example)
+    way.settle(module, example)
+    assert torch.equal(module(*example.tensors), example.tensors[0].relu())
+    assert way.held(module) == bytes_of(way.model)
 
 
 def test_bad_batches_and_networks_are_told() -> None:
     with pytest.raises(EspalierError, match="batch sizes of 1 or more"):
         bench(network(), image_example((3, 4, 4)), sparse_bytes=1, batches=())
-    with pytest.raises(EspalierError, match="the network does not run: RuntimeError"):
+    message = r"does not run on inputs of shape \(1, 3, 5, 4\): RuntimeError.*; give the shape of its inputs"
+    with pytest.raises(EspalierError, match=message):
         bench(network(), image_example((3, 5, 4)), sparse_bytes=1, batches=(1,), ways=(Dense,))

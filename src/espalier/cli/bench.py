@@ -56,9 +56,12 @@ def command(
     from espalier.report import bench as report
     from espalier.report.progress import progress_bar
     from espalier.runtime.bench import bench
+    from espalier.runtime.ways import WAYS
 
     sizes = _sizes(batches)
     checkpoint = open_checkpoint(file)
+    if plan is not None:
+        _check_plan(plan, checkpoint.files)
     dataset = None if data is None else names.dataset(data, data_root, limit=limit)
     classes = inputs.classes(checkpoint) if dataset is None else len(dataset.classes)
     network = names.model(model, classes, checkpoint, str(file)).model
@@ -70,7 +73,8 @@ def command(
     torch.set_num_threads(threads)
     try:
         with TemporaryDirectory() as folder, progress_bar(not as_json) as bar:
-            task = bar.add_task("writing the sparse file", total=None)
+            steps = 1 + len(sizes) * (len(WAYS) + 1) + (0 if dataset is None else len(WAYS))
+            task = bar.add_task("writing the sparse file", total=steps)
             shards = checkpoint.layout is not None and checkpoint.layout.folder is not None
             written = to_sparse(checkpoint, Path(folder) / ("sparse" if shards else "sparse.safetensors"))
             result = bench(
@@ -81,16 +85,28 @@ def command(
                 split=None if dataset is None else dataset.test,
                 rounds=rounds,
                 seconds=seconds,
-                progress=lambda what: bar.update(task, description=what),
+                progress=lambda what: bar.update(task, description=what, advance=1),
             )
     finally:
         torch.set_num_threads(before)
-    if plan is not None and sizes[0] in result.plans:
-        result.plans[sizes[0]].save(plan)
+    if plan is not None:
+        if sizes[0] in result.plans:
+            result.plans[sizes[0]].save(plan)
+        else:
+            options.say(f"{plan} was not written: espalier did not run, see the table for the reason")
     options.say(*checkpoint.notes)
     if not result.sparsity:
         options.say("nothing in FILE is zero: prune it first, nothing is gained by a sparse file or kernel")
     print(report.as_json(result) if as_json else report.as_text(result))
+
+
+def _check_plan(plan: Path, read: tuple[Path, ...]) -> None:
+    """Refuse a plan that could not be written, or would replace what is read, before anything is measured."""
+    from espalier.checkpoint.atomic import file_target
+
+    target = file_target(plan)
+    if any(file.resolve() == target for file in read):
+        raise EspalierError(f"--plan {plan}: is the file that is read; give another name, so that it stays")
 
 
 def _sizes(word: str) -> tuple[int, ...]:

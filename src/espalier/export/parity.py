@@ -57,7 +57,8 @@ def run_module(model: nn.Module, example: Example) -> Any:
     except Exception as error:  # whatever the code of a network raises
         raise EspalierError(
             f"{type(model).__name__} does not run on an example of shape {example.shapes}: "
-            f"{type(error).__name__}: {first_line(error)}; give the shape of its inputs (--input-shape)"
+            f"{type(error).__name__}: {first_line(error)}; give the shape of its inputs (--input-shape), "
+            "or in Python all that it takes"
         ) from error
 
 
@@ -88,15 +89,26 @@ class Session:
                 "try another --opset, a copy of the model in float32, or change that operator"
             ) from None
 
-    def run(self, example: Example) -> list[Tensor]:
-        """The outputs, in order."""
+    def run(self, example: Example, *, shrink: bool = False) -> list[Tensor]:
+        """The outputs, in order.
+
+        Args:
+            example: the inputs.
+            shrink: whether memory that was kept for the next call is given back afterwards.
+        """
         names = [given.name for given in self._session.get_inputs()]
         feeds = {
             name: tensor.detach().cpu().contiguous().numpy()
             for name, tensor in zip(names, example.tensors, strict=False)
         }
+        options = None
+        if shrink:
+            import onnxruntime as ort
+
+            options = ort.RunOptions()
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            return [torch.from_numpy(array) for array in self._session.run(None, feeds)]
+            return [torch.from_numpy(array) for array in self._session.run(None, feeds, options)]
         except Exception as error:
             raise EspalierError(
                 f"onnxruntime fails on an example of shape {example.shapes}: {_reason(error)}"

@@ -29,7 +29,9 @@ def as_text(result: "Bench") -> str:
     dense = result.rows[0]
     rows = [_cells(row, dense, result.batches, data) for row in result.rows]
     reasons = [
-        f"{row.name}, batch {b}: not run: {why}" for row in result.rows for b, why in row.reasons.items()
+        f"{row.name}, batch {', '.join(str(b) for b, found in row.reasons.items() if found == why)}: not run: {why}"
+        for row in result.rows
+        for why in dict.fromkeys(row.reasons.values())
     ]
     zeros = [
         f"{row.name}: all zeros survive"
@@ -56,6 +58,9 @@ def as_text(result: "Bench") -> str:
         ]
         for x in result.layers
     ]
+    if layers:
+        whole, rest = (sum(getattr(x, name) for x in result.layers) for name in ("dense_macs", "macs"))
+        layers.append(["all", "", f"{whole:,}", f"{rest:,}", _share(rest, whole), ""])
     return "\n".join(
         [
             f"{machine.processor}, {machine.vectors}, torch {machine.torch}, {machine.threads} "

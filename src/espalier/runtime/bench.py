@@ -35,7 +35,8 @@ class Row:
         timings: batch size -> timing of one call; empty if the way does not run.
         reasons: batch size -> why it was not run.
         bytes: of the file to ship.
-        memory: bytes by which one call at the largest batch raised the peak of the process; None if unknown.
+        memory: bytes of the weights in memory, and by which one call at the largest batch raised the peak of the
+            process; None if unknown.
         difference: largest difference of outputs to dense fp32 over the largest output, at the first batch.
         evaluation: on the data given.
         similarity: to dense fp32 on the data given.
@@ -145,7 +146,10 @@ def bench(
                 if module is not None:
                     modules[way.name] = module
             if Dense.name not in modules:
-                raise EspalierError(f"the network does not run: {rows[Dense.name].reasons[batch]}")
+                raise EspalierError(
+                    f"the network does not run on inputs of shape {given.shapes}: {rows[Dense.name].reasons[batch]}; "
+                    "give the shape of its inputs (--input-shape), or in Python all that it takes"
+                )
             tell(f"timing, batch {batch}")
             timings = _timed(modules, given, rounds, seconds, clock)
             doubtful[batch] = doubts(timings, step=resolution(clock), twins=(Dense.name, AGAIN))
@@ -154,10 +158,10 @@ def bench(
             if batch == batches[0]:
                 rows = _compared(rows, made, modules, given, model)
             if batch == max(batches):
-                rows = {
-                    n: replace(r, memory=_peak(modules[n], given)) if n in modules else r
-                    for n, r in rows.items()
-                }
+                for way in made:
+                    if way.name in modules:
+                        memory = _memory(way, modules[way.name], given)
+                        rows[way.name] = replace(rows[way.name], memory=memory)
                 if split is not None:
                     rows = _evaluated(rows, modules, split, batch, tell)
         rows = {way.name: replace(rows[way.name], note=way.note) for way in made}
@@ -291,15 +295,19 @@ def _evaluated(
     return found
 
 
-def _peak(module: nn.Module, given: Example) -> int | None:
-    """Bytes by which one call raises the peak of the process over what is resident before; Linux only."""
+def _memory(way: AbstractWay, module: nn.Module, given: Example) -> int | None:
+    """Bytes of the weights, and by which one call raises the peak of the process over what is resident before.
+
+    Linux only.
+    """
     try:
+        way.settle(module, given)
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
         with torch.inference_mode():
             _runs(module, given)()
-        return max(0, _status("VmHWM") - before)
+        return way.held(module) + max(0, _status("VmHWM") - before)
     except (OSError, KeyError):
         return None
 

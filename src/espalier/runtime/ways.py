@@ -1,6 +1,7 @@
 """The ways a pruned network can be deployed on a CPU, each as a module that takes what the network takes."""
 
 import copy
+import importlib
 import logging
 import warnings
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from espalier._errors import EspalierError, first_line
 from espalier.export import Example, to_onnx
 from espalier.export.parity import Session
 from espalier.runtime.acceleration import accelerate, plan_of
+from espalier.runtime.layers import SparseConv2d, SparseLinear
 from espalier.runtime.plan import Plan
 
 
@@ -46,6 +48,13 @@ class AbstractWay(ABC):
     def weights(self) -> dict[str, Tensor]:
         """The weights this way multiplies with, by the names of the model's parameters, where they can be seen."""
         return {}
+
+    def held(self, module: nn.Module) -> int:
+        """Bytes that the weights take in memory."""
+        return bytes_of(module)
+
+    def settle(self, module: nn.Module, example: Example) -> None:  # noqa: B027
+        """Give back memory that a call keeps for the next one."""
 
 
 class Dense(AbstractWay):
@@ -86,16 +95,15 @@ class Compiled(AbstractWay):
 
 
 class Int8(AbstractWay):
-    """Dynamic int8 quantisation of the Linear layers: of the zeros of the file, all stay zeros."""
+    """Dynamic int8 quantisation of the Linear layers by torch itself: of the zeros of the file, all stay zeros.
+
+    Its kernels are those of FBGEMM. torch has deprecated it, and names torchao instead.
+    """
 
     name: ClassVar[str] = "int8 dynamic"
 
     def module(self, example: Example) -> nn.Module:  # noqa: D102
-        linears = sum(isinstance(module, nn.Linear) for module in self.model.modules())
-        others = sum(isinstance(module, nn.Conv2d) for module in self.model.modules())
-        if not linears:
-            raise EspalierError("the network has no Linear layer, and dynamic quantisation takes no other")
-        self.note = f"{linears} Linear layers" + (f"; {others} convolutions stay fp32" if others else "")
+        self._check()
         with _quiet():
             from torch.ao.quantization import quantize_dynamic
 
@@ -103,6 +111,14 @@ class Int8(AbstractWay):
             quantized: nn.Module = quantize(copy.deepcopy(self.model), {nn.Linear})
         self._quantized = quantized
         return quantized
+
+    def _check(self) -> None:
+        linears = sum(isinstance(module, nn.Linear) for module in self.model.modules())
+        others = sum(isinstance(module, nn.Conv2d) for module in self.model.modules())
+        if not linears:
+            raise EspalierError("the network has no Linear layer, and dynamic quantisation takes no other")
+        self.note = f"{linears} Linear layer{'s' if linears > 1 else ''}"
+        self.note += f"; {others} convolutions stay fp32" if others else ""
 
     def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
         path = self.folder / "int8.pt"
@@ -116,6 +132,31 @@ class Int8(AbstractWay):
                 weight: Any = module.weight
                 found[f"{name}.weight" if name else "weight"] = weight().int_repr()
         return found
+
+
+class Int8Ao(Int8):
+    """The same by torchao, where that is installed: the path that is maintained. Compiled, as its authors advise."""
+
+    name: ClassVar[str] = "int8 dynamic, torchao"
+
+    def module(self, example: Example) -> nn.Module:  # noqa: D102
+        self._check()
+        with _quiet():
+            try:
+                ao: Any = importlib.import_module("torchao.quantization")
+            except ImportError:
+                raise EspalierError("torchao is not installed: pip install torchao") from None
+            self._quantized = copy.deepcopy(self.model)
+            ao.quantize_(self._quantized, ao.Int8DynamicActivationInt8WeightConfig())
+            compiled: nn.Module = torch.compile(self._quantized, dynamic=False)  # type: ignore[assignment]
+            positional, named = example.arguments
+            with torch.inference_mode():
+                compiled(*positional, **named)
+        return compiled
+
+    def weights(self) -> dict[str, Tensor]:  # noqa: D102
+        parameters = dict(self._quantized.named_parameters())
+        return {name: getattr(x, "qdata") for name, x in parameters.items() if hasattr(x, "qdata")}  # noqa: B009
 
 
 class OnnxSparse(AbstractWay):
@@ -135,6 +176,13 @@ class OnnxSparse(AbstractWay):
 
     def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
         return (self.folder / "sparse.onnx").stat().st_size
+
+    def held(self, module: nn.Module) -> int:  # noqa: D102
+        return bytes_of(self.model)  # dense in memory, also from the sparse file
+
+    def settle(self, module: nn.Module, example: Example) -> None:  # noqa: D102
+        assert isinstance(module, _Onnx)
+        module.session.run(example, shrink=True)
 
 
 class OnnxDense(OnnxSparse):
@@ -173,9 +221,27 @@ class Ours(AbstractWay):
     def file_bytes(self, sparse: int) -> int | None:  # noqa: D102
         return sparse
 
+    def held(self, module: nn.Module) -> int:  # noqa: D102
+        layers = [x for x in module.modules() if isinstance(x, SparseLinear | SparseConv2d)]
+        groups = {x.siblings for x in layers if isinstance(x, SparseLinear) and x.siblings is not None}
+        return bytes_of(module) + sum(x.kernel.nbytes(x.packed) for x in (*layers, *groups))
 
-WAYS: tuple[type[AbstractWay], ...] = (Dense, Half, Compiled, Int8, OnnxDense, OnnxSparse, Ours)
+
+WAYS: tuple[type[AbstractWay], ...] = (Dense, Half, Compiled, Int8, Int8Ao, OnnxDense, OnnxSparse, Ours)
 """All rows, in the order of the table."""
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of the parameters and buffers of a module, also where quantisation hides them; shared memory once."""
+    found: dict[int, int] = {}
+    waiting = pytree.tree_leaves(list(module.state_dict().values()))
+    while waiting:
+        leaf = waiting.pop()
+        if hasattr(leaf, "__tensor_flatten__"):
+            waiting += [getattr(leaf, name) for name in leaf.__tensor_flatten__()[0]]
+        elif isinstance(leaf, Tensor):
+            found[leaf.data_ptr()] = max(leaf.nbytes, found.get(leaf.data_ptr(), 0))
+    return sum(found.values())
 
 
 def why_not(error: BaseException) -> str:
