@@ -51,7 +51,7 @@ def test_goals_are_met_or_missed_in_words() -> None:
         ["MiniLM, batch 1, 1 thread", "95", "2.90", "3", "**missed**"],
     ]
     words = " ".join(page.in_words(points))
-    assert "Goals for speed: 2 measured, 1 met, 1 missed." in words
+    assert "Goals for speed: 2 of 6 measured, 1 met, 1 missed." in words
     assert (
         "broken 1 times in 4 measurements; the least is 0.90 times dense (MiniLM, batch 1, 2 threads" in words
     )
@@ -69,6 +69,13 @@ def test_doubts_and_what_is_missing_are_said() -> None:
     assert "| ResNet-20 | 90.0 | 130 | 13.0 | 12.2 |" in text
     nothing = page.section({"points": [], "files": FILES})
     assert nothing.startswith("Timings not run: all.") and "runtime.png" not in nothing
+
+
+def test_more_zeros_that_take_longer_are_doubted() -> None:
+    odd = point("vgg16", zeros90=1.7, zeros95=1.6)
+    assert page.doubts(odd) == ["95 % zeros took 1.06 times as long as 90 %"]
+    assert page.goal_rows([odd])[1][-1] == "met, doubtful" and page.speed_rows([odd])[1][1] == "1†"
+    assert page.doubts(point(zeros90=1.7, zeros95=1.65)) == []  # within what one thing differs from itself
 
 
 def test_the_plan_of_the_study() -> None:

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from espalier.runtime.clock import APART
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, markdown, percent
 
 NETWORKS = {
@@ -42,6 +44,18 @@ def ours(point: Point) -> list[dict[str, Any]]:
     return sorted((row for row in point["rows"] if "sparsity" in row), key=lambda row: row["sparsity"])
 
 
+def doubts(point: Point) -> list[str]:
+    """Why a point is not to be quoted: what the detector says, and more zeros that took longer than fewer."""
+    found = list(point["doubts"])
+    for fewer, more in pairwise(ours(point)):
+        if more["min"] > APART * fewer["min"]:
+            zeros = [f"{percent(row['sparsity'], 0)} %" for row in (more, fewer)]
+            found.append(
+                f"{zeros[0]} zeros took {more['min'] / fewer['min']:.2f} times as long as {zeros[1]}"
+            )
+    return found
+
+
 def place(point: Point) -> str:
     """One point in words."""
     threads = f"{point['threads']} thread{'s' if point['threads'] > 1 else ''}"
@@ -64,7 +78,7 @@ def speed_rows(points: Sequence[Point]) -> Table:
         found = gains(point)
         dense = point["rows"][0]["min"] * 1e3
         cells = [f"{found[way]:.2f}" if way in found else "–" for way in ways]
-        mark = "†" if point["doubts"] else ""
+        mark = "†" if doubts(point) else ""
         rows.append([str(point["threads"]), f"{point['batch']}{mark}", f"{dense:.3g}", *cells])
     return rows
 
@@ -76,7 +90,7 @@ def goal_rows(points: Sequence[Point]) -> Table:
         for row in ours(point):
             if row.get("goal"):
                 verdict = "met" if row["speedup"] >= row["goal"] else "**missed**"
-                doubt = ", doubtful" if point["doubts"] else ""
+                doubt = ", doubtful" if doubts(point) else ""
                 zeros, measured = percent(row["sparsity"], 0), f"{row['speedup']:.2f}"
                 rows.append([place(point), zeros, measured, f"{row['goal']:g}", verdict + doubt])
     return rows
@@ -116,10 +130,12 @@ def file_rows(files: dict[str, list[dict[str, float]]]) -> Table:
 
 def in_words(points: list[dict[str, Any]]) -> Iterator[str]:
     """What follows, goal by goal, each sentence from the numbers."""
+    from results.runtime import GOALS
+
     goals = [(row["speedup"], row["goal"]) for p in points for row in ours(p) if row.get("goal")]
     met = sum(speed >= goal for speed, goal in goals)
-    yield f"Goals for speed: {len(goals)} measured, {met} met, {len(goals) - met} missed."
-    sound = [point for point in points if not point["doubts"]]
+    yield f"Goals for speed: {len(goals)} of {len(GOALS)} measured, {met} met, {len(goals) - met} missed."
+    sound = [point for point in points if not doubts(point)]
     if every := [(row["speedup"], row["sparsity"], point) for point in sound for row in ours(point)]:
         least, sparsity, point = min(every, key=lambda item: item[0])
         lost = sum(speed < 1 / LOSS for speed, _, _ in every)
@@ -189,7 +205,7 @@ def section(result: dict[str, Any]) -> str:
             "are copies and biases beside them; without sparse layers, attention, norms and pointwise functions.",
             markdown(bounds),
         ]
-    if doubtful := [f"- {place(point)}: {'; '.join(point['doubts'])}" for point in points if point["doubts"]]:
+    if doubtful := [f"- {place(point)}: {'; '.join(doubts(point))}" for point in points if doubts(point)]:
         parts += ["† Doubtful, and not to be quoted:", "\n".join(doubtful)]
     if lacking := missing(result):
         parts.append(f"Timings not run: {'; '.join(lacking) if points else 'all'}.")
@@ -211,7 +227,7 @@ def figure(result: dict[str, Any]) -> None:
         own.sort(key=lambda point: (-point["threads"], -point["batch"]))
         for y, point in enumerate(own):
             _draw(axes, y, point)
-        labels = [f"{p['threads']} thr., batch {p['batch']}{' †' if p['doubts'] else ''}" for p in own]
+        labels = [f"{p['threads']} thr., batch {p['batch']}{' †' if doubts(p) else ''}" for p in own]
         axes.set_yticks(range(len(own)), labels, fontsize=8)
         axes.set_title(NETWORKS[name], fontsize=10, loc="left")
         axes.set_ylim(-0.6, len(own) - 0.4)
