@@ -156,5 +156,10 @@ def test_the_verdict_follows_the_barriers(grda: float, control: float, says: str
     assert says in landscape_valley.valley(ways)
 
 
+def test_counts_that_say_nothing_are_marked() -> None:
+    assert landscape_valley.counted(80.2, 0.18) == "80.2 ± 0.18"
+    assert landscape_valley.counted(6.8e4, 6.7e4) == "not resolved (6.8e+04 ± 6.7e+04)"
+
+
 def test_there_is_no_verdict_without_a_control() -> None:
     assert "not known yet" in landscape_valley.valley({"line, gRDA 90 %": way(0.0)})

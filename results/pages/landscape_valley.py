@@ -121,7 +121,7 @@ def valley(ways: Mapping[str, Any]) -> str:
     higher = {end: ends_apart(ways[f"line, {end}"]) for end in joined if end != CONTROL}
     if higher := {end: by for end, by in higher.items() if by >= STABLE}:
         parts.append(
-            "No wall is not the same height: the error is "
+            "Without a wall between them the ends still lie at different heights: the error is "
             + said([f"{points(by)} points higher at {end} itself" for end, by in higher.items()])
             + ", so gRDA ends on the slope of the valley and not at its bottom."
         )
@@ -216,8 +216,8 @@ def flat(projection: Mapping[str, Any]) -> str:
     above_chance = [s["name"] for s in sparse if s["share"] > s["interval"][1]]
     if above_chance:
         parts.append(
-            f"More than chance would have it {'lie' if len(above_chance) > 1 else 'lies'} in them of "
-            f"{said(above_chance)}: a small share, and not smaller than a random direction's."
+            f"More of {said(above_chance)} lies in them than of nearly all random directions: the share is small, but not "
+            "smaller than chance would give."
         )
     return " ".join(parts)
 
@@ -239,10 +239,16 @@ def spectrum_rows(curvature: Mapping[str, Any], densities: Mapping[str, Any]) ->
                 name,
                 ", ".join(f"{value:.3g}" for value in values[:3]),
                 f"{values[-1]:.3g}",
-                *([f"{mean:.3g} ± {error:.2g}" for mean, error in counts] or ["not run"] * 2),
+                *([counted(mean, error) for mean, error in counts] or ["not run"] * 2),
             ]
         )
     return rows
+
+
+def counted(mean: float, error: float) -> str:
+    """An estimate by quadrature, or that it says nothing."""
+    text = f"{mean:.3g} ± {error:.2g}"
+    return text if error < mean / 2 else f"not resolved ({text})"
 
 
 def steeper(curvature: Mapping[str, Any]) -> str:
@@ -361,8 +367,13 @@ def section(name: str, result: dict[str, Any]) -> str:
             ]
         parts += [
             f"Hessian of the loss on {size['curvature']:,} training images. " + steeper(curvature),
-            markdown(spectrum_rows(curvature, found.get("density", {}))),
+            markdown(table := spectrum_rows(curvature, found.get("density", {}))),
         ]
+        if any("not resolved" in cell for row in table for cell in row):
+            parts.append(
+                "Not resolved: the quadrature sees the bulk of the eigenvalues near zero as a point or two, and beside "
+                "eigenvalues so large these can fall on either side of 1."
+            )
     else:
         parts.append("Curvature: not run.")
     parts.append(f"![Between SGD and gRDA](landscape-{name}-valley.png)")
