@@ -1,11 +1,13 @@
 """The page about speed says what its points say; the rows that cost nothing cost nothing."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from results import runtime
+from results._common import HERE
 from results.pages import runtime as page
 from torch import nn
 
@@ -76,6 +78,31 @@ def test_more_zeros_that_take_longer_are_doubted() -> None:
     assert page.doubts(odd) == ["95 % zeros took 1.06 times as long as 90 %"]
     assert page.goal_rows([odd])[1][-1] == "met, doubtful" and page.speed_rows([odd])[1][1] == "1†"
     assert page.doubts(point(zeros90=1.7, zeros95=1.65)) == []  # within what one thing differs from itself
+
+
+def test_the_words_of_the_documentation_are_what_was_measured() -> None:
+    found = json.loads((HERE / "runtime.json").read_text())["points"]
+    points = {(p["network"], p["threads"], p["batch"]): p for p in found}
+    text = " ".join((HERE.parent / "docs" / "runtime.md").read_text().split())
+
+    def gain(network: str, threads: int, batch: int, way: str) -> str:
+        point = points[network, threads, batch]
+        assert not page.doubts(point), "a doubtful point is not to be quoted"
+        return f"{page.gains(point)[way]:.2f}"
+
+    ours, most = "espalier, 90 % zeros", "espalier, 95 % zeros"
+    alone = {way: gain("minilm", 1, 1, way) for way in (ours, most, "int8 dynamic", "dense bf16")}
+    both = gain("minilm", 2, 8, "int8 dynamic"), gain("minilm", 2, 8, most)
+    small = gain("resnet20", 2, 1, most), gain("resnet20", 2, 1, "onnxruntime, dense")
+    for words in (
+        f"MiniLM {alone[ours]} with 90 % zeros in its encoder and {alone[most]} with 95 %",
+        f"where dynamic int8 gave {alone['int8 dynamic']} and dense bf16 {alone['dense bf16']}",
+        f"ResNet-50 {gain('resnet50', 1, 1, most)} and VGG16 {gain('vgg16', 1, 1, most)}",
+        f"At batch 32 MiniLM gains {gain('minilm', 1, 32, ours)} with 90 %",
+        f"({both[0]} against {both[1]})",
+        f"({small[0]} with two threads at batch 1, where onnxruntime gave {small[1]})",
+    ):
+        assert words in text
 
 
 def test_the_plan_of_the_study() -> None:
