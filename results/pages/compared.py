@@ -214,9 +214,11 @@ def lines(axes: Axes, result: dict[str, Any]) -> None:
             axes.annotate(
                 "dense", (0.0, 1 - row["mean"]), xycoords=("axes fraction", "data"), fontsize=8, color=GREY
             )
+    errors = [1 - r["mean"] for r in result["rows"] if r["n"]]
     axes.set(yscale="log", xlabel="sparsity", ylabel="test error", xticks=result["sparsities"])
+    axes.set_ylim(min(errors, default=0.1) / 2, 1)  # intervals that leave accuracies say no more
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], frameon=False, fontsize=8)
+    axes.legend(handles[::-1], names[::-1], fontsize=8, ncols=2, loc="upper left", framealpha=0.9)
 
 
 def dots(axes: Axes, result: dict[str, Any]) -> None:

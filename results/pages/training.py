@@ -11,7 +11,10 @@ from results._common import summary
 from results.pages import compared
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, load, markdown, percent
 
-METHODS = ["target gRDA", "paper gRDA", "gradual magnitude", "one-shot magnitude", "ST-3"]
+METHODS = [
+    *("target gRDA", "target gRDA to 0.7", "target gRDA rescaled to 0.7", "paper gRDA"),
+    *("gradual magnitude", "one-shot magnitude", "ST-3"),
+]
 ENDS = {"end 0.5": BARK, "end 0.7": SKY, "end 0.9": LEAF, "end 1": GREY}
 CHANCE = 0.2  # an accuracy of ten classes below this is no learning
 Rows = Sequence[dict[str, Any]]
@@ -31,6 +34,11 @@ def reached(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not run"
     return f"{percent(row['accuracy']['mean'])} at {percent(row['sparsity']['mean'], 1)} %"
+
+
+def methods(study: dict[str, Any], teacher: bool = False) -> list[str]:
+    """Those of `METHODS` that are part of the study."""
+    return [label for label in METHODS if label in compared.labels(study, teacher)]
 
 
 # --- when to freeze
@@ -110,7 +118,10 @@ def sensitivity_said(rows: Rows) -> str:
 def lenet(result: dict[str, Any]) -> str:
     parts = []
     if study := load("compared-lenet5"):
-        parts += [markdown(compared.accuracy_rows(study, METHODS)), "From the runs of the comparison above."]
+        parts += [
+            markdown(compared.accuracy_rows(study, methods(study))),
+            "From the runs of the comparison above.",
+        ]
     if rows := result["freezing"]:
         parts += [
             "When the mask freezes: target gRDA whose ramp ends earlier or later (mean ± standard deviation, n):"
@@ -147,9 +158,9 @@ def sketch_rows(result: dict[str, Any]) -> Table:
 def resnet(result: dict[str, Any]) -> str:
     parts = [
         "From the runs of the comparison above.",
-        markdown(compared.accuracy_rows(result, METHODS)),
+        markdown(compared.accuracy_rows(result, methods(result))),
         "With the dense parent as teacher (KL divergence, T = 4, weight 0.9):",
-        markdown(compared.accuracy_rows(result, METHODS[::2] + METHODS[3:4], teacher=True)),
+        markdown(compared.accuracy_rows(result, methods(result, teacher=True), teacher=True)),
     ]
     if result["published"]:
         parts += ["What was to be reached:", markdown(sketch_rows(result))]
@@ -237,6 +248,8 @@ def along(axes: Sequence[Axes], result: dict[str, Any]) -> None:
             if row["sparsity"] == compared.CHOSEN:
                 by_epoch(axes[1:], row["by_epoch"]["sparsity"], row["by_epoch"]["churn"], color)
     axes[0].set(xlabel="sparsity", ylabel="test accuracy")
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(max(low, 0), min(high, 1))
     if axes[0].has_data():
         axes[0].legend(frameon=False, fontsize=8)
 
