@@ -330,6 +330,17 @@ def test_sparse_to_dense_and_dense_to_dense(tmp_path: Path, state: dict[str, Ten
     assert converted.to_dict()["path"] == str(tmp_path / "c.safetensors")
 
 
+def test_negative_zeros_are_kept_and_told(tmp_path: Path) -> None:
+    weight = torch.randn(64, 64)
+    path = tmp_path / "x.safetensors"
+    save_checkpoint(path, {"w": weight * (weight.abs() > 2)})
+    (note,) = to_sparse(open_checkpoint(path), tmp_path / "s.safetensors").notes
+    count = int(((weight < 0) & (weight >= -2)).sum())
+    assert note.startswith(f"{count:,} zeros are -0.0") and "add 0.0 to the tensors" in note
+    save_checkpoint(path, {"w": weight * (weight.abs() > 2) + 0.0})
+    assert to_sparse(open_checkpoint(path), tmp_path / "s.safetensors").notes == ()
+
+
 def test_outputs_of_the_wrong_kind_are_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
     source = open_checkpoint(tmp_path / "dense.safetensors")
     with pytest.raises(CheckpointError, match=r"a torch file needs a name that ends in \.pt"):

@@ -94,9 +94,7 @@ def command(
             result.plans[sizes[0]].save(plan)
         else:
             options.say(f"{plan} was not written: espalier did not run, see the table for the reason")
-    options.say(*checkpoint.notes)
-    if not result.sparsity:
-        options.say("nothing in FILE is zero: prune it first, nothing is gained by a sparse file or kernel")
+    options.say(*checkpoint.notes, *written.notes)
     print(report.as_json(result) if as_json else report.as_text(result))
 
 

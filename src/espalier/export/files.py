@@ -1,15 +1,21 @@
 """Checkpoint files from one form to another: torch, dense safetensors, sparse safetensors."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from espalier._errors import CheckpointError
 from espalier.checkpoint import AbstractCheckpoint, Written, atomic, check_output, rewrite
+from espalier.checkpoint._base import REAL_DTYPES
 from espalier.checkpoint.atomic import file_target, save_torch
 from espalier.checkpoint.sparse_format import Sparse
 from espalier.checkpoint.stored import StoredCheckpoint
 from espalier.checkpoint.write import TORCH_SUFFIXES
+
+_WORTH_TELLING = 50  # part of the file that negative zeros must take to be mentioned
 
 
 @dataclass(frozen=True)
@@ -70,14 +76,30 @@ def to_safetensors(source: AbstractCheckpoint, out: str | Path) -> Converted:
 def to_sparse(source: AbstractCheckpoint, out: str | Path) -> Converted:
     """Write the sparse format (`docs/sparse-format.md`) in the shape of the source, tensor by tensor.
 
-    A note says so if nothing became smaller.
+    A note says so if nothing became smaller, or less than it could because zeros are -0.0, which stays bit by bit.
 
     Raises:
         CheckpointError: see `espalier.rewrite`.
     """
     _check_suffix(source, Path(out))
     check_output(source, out, sparse=True)
-    return _of(source, rewrite(source, out, lambda _, tensor: tensor, sparse=True), "sparse")
+    negative = taken = 0
+
+    def count(name: str, tensor: Tensor) -> Tensor:
+        nonlocal negative, taken
+        if tensor.dtype in REAL_DTYPES:
+            found = int(torch.count_nonzero((tensor == 0) & torch.signbit(tensor)))
+            negative, taken = negative + found, taken + found * tensor.itemsize
+        return tensor
+
+    written = rewrite(source, out, count, sparse=True)
+    if taken * _WORTH_TELLING > written.bytes:
+        told = (
+            f"{negative:,} zeros are -0.0, as multiplying by a mask leaves them, and are stored bit by bit: add 0.0 to "
+            "the tensors (-0.0 + 0.0 is 0.0), or give the share of zeros to `espalier prune --amount`, for a smaller file"
+        )
+        written = replace(written, notes=(*written.notes, told))
+    return _of(source, written, "sparse")
 
 
 def _check_suffix(source: AbstractCheckpoint, out: Path) -> None:
