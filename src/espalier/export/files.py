@@ -96,7 +96,7 @@ def to_sparse(source: AbstractCheckpoint, out: str | Path) -> Converted:
     if taken * _WORTH_TELLING > written.bytes:
         told = (
             f"{negative:,} zeros are -0.0, as multiplying by a mask leaves them, and are stored bit by bit: add 0.0 to "
-            "the tensors (-0.0 + 0.0 is 0.0), or give the share of zeros to `espalier prune --amount`, for a smaller file"
+            "the tensors (-0.0 + 0.0 is 0.0), or give their share to `espalier prune --amount`, for a smaller file"
         )
         written = replace(written, notes=(*written.notes, told))
     return _of(source, written, "sparse")
