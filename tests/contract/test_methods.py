@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from espalier import EspalierError
 from espalier.allocate import ERK, LAMP, Uniform, UniformPlus
 from espalier.data import Dataset, Options, digits
+from espalier.directional import DirectionalPruning
 from espalier.masks import Masks
 from espalier.methods import (
     ACDC,
@@ -79,6 +80,7 @@ METHODS: list[AbstractMethod] = [
     Iterative(),
     Iterative("rate", to=0.3),
     LC(),
+    DirectionalPruning(directions=3, examples=60, refresh=0.3),
 ]
 SPARSITY = 0.83
 TRAINING = Training(epochs=3, batch_size=50, lr=0.02, augment=False, seed=1)

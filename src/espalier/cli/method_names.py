@@ -93,6 +93,7 @@ def _value(option: str, value: Any) -> Any:
 def _table() -> "dict[str, Callable[..., AbstractMethod]]":
     from espalier import methods
     from espalier.allocate import UniformPlus
+    from espalier.directional import DirectionalPruning
     from espalier.methods import AbstractMethod, Threshold
     from espalier.optim import Lasso, LinearLaw, PowerLaw, TimePowerLaw
 
@@ -141,4 +142,5 @@ def _table() -> "dict[str, Callable[..., AbstractMethod]]":
         "set": methods.SET,
         "rigl": methods.RigL,
         "lc": methods.LC,
+        "directional": DirectionalPruning,
     }
