@@ -100,8 +100,8 @@ def calibrate(
     time, as such a threshold nearly does. At mu = 0.7 the prediction means little.
 
     A starting point, not a promise: in our trainings the density came out up to three times the one asked for, and
-    outside `low` to `high` more often than inside (`results/calibration_error.py`). Where a sparsity matters, ask for it
-    by `TargetSparsity`.
+    outside `low` to `high` more often than inside (`results/calibration_error.py`). Where a sparsity matters, ask for
+    it by `TargetSparsity`.
 
     The network, its modes and the global random generators are left as they were.
 
