@@ -2,6 +2,7 @@
 
 from espalier.landscape.cka import layers_cka, linear_cka
 from espalier.landscape.curve_between import CurveTraining, trained_path
+from espalier.landscape.density import Density, density
 from espalier.landscape.embedding import Embedding, embed, family, prediction_distances
 from espalier.landscape.functions import Functions, Pair, compare_functions
 from espalier.landscape.norms import Norms, series
@@ -22,9 +23,10 @@ from espalier.landscape.plane import (
 from espalier.landscape.points import Space, average
 from espalier.landscape.project import Share, project
 from espalier.landscape.risk import Risk, cross_entropy
-from espalier.landscape.spectrum import Density, Eigenpairs, Trace, density, leading, trace
+from espalier.landscape.spectrum import Eigenpairs, leading
 from espalier.landscape.surface import Height, Level, Surface
 from espalier.landscape.topology import Layer, Overlap, connectivity, dead_units, groups_of, overlaps
+from espalier.landscape.trace import Trace, trace
 
 __all__ = [
     "AbstractOperator",

@@ -1,8 +1,5 @@
-"""Eigenvalues of curvature: the leading ones with their errors, the density of all, and the trace."""
+"""The leading eigenpairs of curvature, each with how wrong it may be."""
 
-import math
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,8 +8,8 @@ from torch import Tensor
 
 from espalier._errors import EspalierError
 from espalier.data import seeded
+from espalier.landscape.lanczos import Lanczos
 from espalier.landscape.operators import AbstractOperator
-from espalier.landscape.records import Records
 
 Which = Literal["algebraic", "magnitude"]
 _SMALL = 64  # dimension up to which the whole matrix costs no more than an iteration
@@ -147,7 +144,7 @@ def _iterate(
     operator: AbstractOperator, k: int, tolerance: float, allowed: int, which: Which, seed: int
 ) -> Triple:
     generator = seeded("eigenpairs", seed)
-    run = _Lanczos(operator, torch.randn(operator.dimension, generator=generator, dtype=torch.float64))
+    run = Lanczos(operator, torch.randn(operator.dimension, generator=generator, dtype=torch.float64))
     while True:
         closed = run.step()
         m = run.steps
@@ -163,7 +160,7 @@ def _iterate(
 
 
 def _checked(
-    operator: AbstractOperator, run: "_Lanczos", values: Tensor, inner: Tensor, residuals: Tensor
+    operator: AbstractOperator, run: "Lanczos", values: Tensor, inner: Tensor, residuals: Tensor
 ) -> Triple:
     """The pairs, their residuals with what a product with the sum of their vectors says beside what it should say."""
     vectors = run.vectors(inner)
@@ -174,290 +171,3 @@ def _checked(
     found = operator @ (there @ mix.to(there.device))
     off = float((found.double() - expected).norm())
     return values, vectors, torch.hypot(residuals, torch.full_like(residuals, off))
-
-
-class _Lanczos:
-    """A Lanczos iteration; every new vector is made orthogonal to all earlier ones, twice.
-
-    Without that, rounding brings converged eigenvalues back as ghosts.
-
-    Attributes:
-        next: vector (d,) that the next product is with.
-        next_size: its length before it was made a unit vector, the last entry beside the diagonal.
-    """
-
-    next: Tensor
-
-    def __init__(self, operator: AbstractOperator, start: Tensor) -> None:
-        self._operator = operator
-        self._basis = torch.empty(0, operator.dimension, dtype=operator.dtype, device=operator.device)
-        self.diagonal: list[float] = []
-        self.off: list[float] = []
-        self.next_size = 0.0
-        self.begin(start)
-
-    @property
-    def steps(self) -> int:
-        """Products so far."""
-        return len(self.diagonal)
-
-    def step(self) -> bool:
-        """One product; True if the vectors now span an invariant space."""
-        m = self.steps
-        if m:
-            self.off.append(self.next_size)
-        if m == len(self._basis):
-            grown = self._basis.new_empty(m + 24, self._operator.dimension)
-            grown[:m] = self._basis
-            self._basis = grown
-        self._basis[m] = self.next
-        w = self._operator @ self.next
-        self.diagonal.append(float(w.double() @ self.next.double()))
-        w = self._orthogonal(w)
-        self.next_size = float(w.double().norm())
-        scale = max(map(abs, [*self.diagonal, *self.off]))
-        if self.next_size <= 10 * torch.finfo(w.dtype).eps * max(scale, torch.finfo(w.dtype).tiny):
-            self.next_size = 0.0
-            return True
-        self.next = w / self.next_size
-        return False
-
-    def begin(self, start: Tensor) -> None:
-        """Go on from a vector outside an invariant space."""
-        self.next = self._orthogonal(start.to(self._operator.device, self._operator.dtype))
-        self.next /= float(self.next.double().norm())
-
-    def ritz(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues (m,) and eigenvectors (m, m) of the tridiagonal matrix, float64, on the CPU."""
-        off = torch.tensor(self.off, dtype=torch.float64)
-        diagonal = torch.tensor(self.diagonal, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1))
-        return values, vectors
-
-    def vectors(self, inner: Tensor) -> Tensor:
-        """Vectors (d, k) with these coordinates (m, k)."""
-        return self._basis[: self.steps].T @ inner.to(self._basis.device, self._basis.dtype)
-
-    def _orthogonal(self, w: Tensor) -> Tensor:
-        known = self._basis[: self.steps]
-        for _ in range(2):
-            w = w - known.T @ (known @ w)
-        return w
-
-
-@dataclass(frozen=True, eq=False)
-class Density:
-    """Where the eigenvalues lie, by stochastic Lanczos quadrature.
-
-    Args:
-        grid: float64 (m,), eigenvalues.
-        density: float64 (m,), smoothed density of the eigenvalues, integrates to one; the mean over probes.
-        error: float64 (m,), its standard error over probes.
-        nodes: per probe, the eigenvalues of its tridiagonal matrix.
-        weights: per probe, the share of all eigenvalues each node stands for.
-        width: standard deviation of the Gaussian that smooths.
-        dimension: d.
-        products: matrix-vector products it took.
-    """
-
-    grid: Tensor = field(repr=False)
-    density: Tensor = field(repr=False)
-    error: Tensor = field(repr=False)
-    nodes: tuple[Tensor, ...] = field(repr=False)
-    weights: tuple[Tensor, ...] = field(repr=False)
-    width: float
-    dimension: int
-    products: int
-
-    def above(self, cutoff: float) -> tuple[float, float]:
-        """Estimated number of eigenvalues above a cut-off, and its standard error over probes.
-
-        To be trusted where the cut-off stands clear of the bulk. Some twenty nodes a probe cannot resolve what lies
-        near zero beside eigenvalues many times as large (of either sign): a node there stands for most of all
-        eigenvalues, and which side of the cut-off it falls on is chance. The error over probes is then of the size of
-        the number itself; more `steps` help.
-        """
-        each = [
-            self.dimension * float(w[x > cutoff].sum()) for x, w in zip(self.nodes, self.weights, strict=True)
-        ]
-        return _mean_and_error(each)
-
-    @property
-    def trace(self) -> tuple[float, float]:
-        """Estimated trace, and its standard error over probes."""
-        each = [self.dimension * float((x * w).sum()) for x, w in zip(self.nodes, self.weights, strict=True)]
-        return _mean_and_error(each)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "grid": self.grid.tolist(),
-            "density": self.density.tolist(),
-            "error": self.error.tolist(),
-            "probes": [
-                {"nodes": x.tolist(), "weights": w.tolist()}
-                for x, w in zip(self.nodes, self.weights, strict=True)
-            ],
-            "width": self.width,
-            "dimension": self.dimension,
-            "products": self.products,
-            "trace": list(self.trace),
-        }
-
-
-def density(
-    operator: AbstractOperator,
-    *,
-    probes: int = 5,
-    steps: int = 20,
-    points: int = 400,
-    width: float | None = None,
-    seed: int = 0,
-    records: Records | None = None,
-) -> Density:
-    r"""The density of the eigenvalues, with error bars over random probes.
-
-    .. math:: \phi(t) = \frac1d \sum_i g_\sigma(t - \lambda_i)
-              \approx \frac1P \sum_p \sum_j \tau_{pj}^2 g_\sigma(t - \theta_{pj})
-
-    where :math:`\theta_p` are the eigenvalues and :math:`\tau_p` the first components of the eigenvectors of the
-    tridiagonal matrix of a Lanczos iteration from the p-th random vector (Gaussian, unit length).
-
-    Args:
-        operator: symmetric.
-        probes: random start vectors, at least 2 (error bars).
-        steps: Lanczos steps each, at least 2; also the products each.
-        points: of the grid.
-        width: standard deviation of the smoothing; None takes one percent of the range.
-        seed: of the probes.
-        records: keeps each probe as soon as it is done, and gives those of an earlier call.
-
-    Raises:
-        EspalierError: fewer than 2 probes or steps.
-
-    References:
-        Lin, Saad, Yang, "Approximating spectral densities of large matrices", SIAM Review 58 (2016), section 3.
-    """
-    if probes < 2 or steps < 2:
-        raise EspalierError(f"error bars need at least 2 probes of 2 steps, got {probes} probes of {steps}")
-    records, d = Records(None, {}) if records is None else records, operator.dimension
-    nodes, weights = [], []
-    for p in range(probes):
-        record = records.get(p)
-        if record is None:
-            start = torch.randn(d, generator=seeded("density", seed, p), dtype=torch.float64)
-            run = _Lanczos(operator, start)
-            while not run.step() and run.steps < min(steps, d):
-                pass
-            values, vectors = run.ritz()
-            record = {"nodes": values.tolist(), "weights": (vectors[0] ** 2).tolist()}
-            records.add(p, record)
-        nodes.append(torch.tensor(record["nodes"], dtype=torch.float64))
-        weights.append(torch.tensor(record["weights"], dtype=torch.float64))
-    low = min(float(x.min()) for x in nodes)
-    high = max(float(x.max()) for x in nodes)
-    width = width or max((high - low) / 100, 1e-12)
-    grid = torch.linspace(low - 4 * width, high + 4 * width, points, dtype=torch.float64)
-    each = torch.stack([_smooth(grid, x, w, width) for x, w in zip(nodes, weights, strict=True)])
-    return Density(
-        grid,
-        each.mean(0),
-        each.std(0) / math.sqrt(probes),
-        tuple(nodes),
-        tuple(weights),
-        width,
-        d,
-        sum(map(len, nodes)),
-    )
-
-
-def _smooth(grid: Tensor, nodes: Tensor, weights: Tensor, width: float) -> Tensor:
-    bumps = torch.exp(-0.5 * ((grid[:, None] - nodes) / width) ** 2) / (width * math.sqrt(2 * math.pi))
-    return bumps @ weights
-
-
-@dataclass(frozen=True)
-class Trace:
-    """An estimated trace.
-
-    Args:
-        value: the mean over independent repeats.
-        error: its standard error over them.
-        repeats: how many.
-        products: matrix-vector products in all.
-        method: "hutch++" or "hutchinson".
-    """
-
-    value: float
-    error: float
-    repeats: int
-    products: int
-    method: str
-
-
-def trace(
-    operator: AbstractOperator,
-    *,
-    method: Literal["hutch++", "hutchinson"] = "hutch++",
-    products: int = 12,
-    repeats: int = 5,
-    seed: int = 0,
-    records: Records | None = None,
-) -> Trace:
-    """The trace, by curvlinops, repeated independently so that it has a standard error.
-
-    Args:
-        operator: symmetric, of dimension above `products`.
-        method: Hutch++ (a subspace exactly, the rest at random) or plain Hutchinson (unit variance probes).
-        products: matrix-vector products a repeat; a multiple of 3 for Hutch++.
-        repeats: at least 2.
-        seed: of the probes.
-        records: keeps each repeat as soon as it is done, and gives those of an earlier call.
-
-    Raises:
-        EspalierError: curvlinops is missing, or numbers out of range.
-    """
-    estimators = _curvlinops()
-    if method not in estimators:
-        raise EspalierError(f"trace method {method!r} is unknown; use one of {', '.join(estimators)}")
-    if repeats < 2 or products < 3 or (method == "hutch++" and products % 3):
-        raise EspalierError(
-            f"a trace needs 2 or more repeats, and products in threes, got {repeats} repeats of {products}"
-        )
-    if products >= operator.dimension:
-        raise EspalierError(
-            f"{products} products a repeat give no estimate in {operator.dimension} dimensions: "
-            "give fewer, or take the diagonal of `operator.dense()`"
-        )
-    records, found, used = Records(None, {}) if records is None else records, [], 0
-    devices = [operator.device] if operator.device.type == "cuda" else []
-    for repeat in range(repeats):
-        record = records.get(repeat)
-        if record is None:
-            before = operator.products
-            with torch.random.fork_rng(devices):  # curvlinops draws from the global generator
-                torch.manual_seed(seeded("trace", seed, repeat).initial_seed())
-                value = float(estimators[method](operator, products))
-            record = {"value": value, "products": operator.products - before}
-            records.add(repeat, record)
-        found.append(float(record["value"]))
-        used += int(record["products"])
-    value, error = _mean_and_error(found)
-    return Trace(value, error, repeats, used, method)
-
-
-def _curvlinops() -> dict[str, Any]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch.jit.script, at its import
-            from curvlinops import hutchinson_trace, hutchpp_trace
-    except ImportError:
-        raise EspalierError(
-            "the trace needs curvlinops-for-pytorch: pip install 'espalier[landscape]'"
-        ) from None
-    return {"hutch++": hutchpp_trace, "hutchinson": hutchinson_trace}
-
-
-def _mean_and_error(each: Sequence[float]) -> tuple[float, float]:
-    values = torch.tensor(each, dtype=torch.float64)
-    return float(values.mean()), float(values.std() / math.sqrt(len(each)))

@@ -11,7 +11,9 @@ from espalier.report.text import dump, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from espalier.landscape.spectrum import Density, Eigenpairs, Trace
+    from espalier.landscape.density import Density
+    from espalier.landscape.spectrum import Eigenpairs
+    from espalier.landscape.trace import Trace
 
 HEADS = ("", "eigenvalue", "residual", "converged")
 

@@ -45,8 +45,8 @@ def command(
     """Spectrum of the curvature."""
     from espalier._errors import EspalierError
     from espalier.cli.landscape.networks import gather, subset
-    from espalier.landscape.spectrum import density
-    from espalier.landscape.spectrum import trace as trace_of
+    from espalier.landscape.density import density
+    from espalier.landscape.trace import trace as trace_of
     from espalier.report import landscape_spectrum as report
     from espalier.report.progress import progress_bar
 
