@@ -5,7 +5,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -108,17 +108,23 @@ class _Writer:
         self._file.flush()
 
 
-def file_target(path: str | Path) -> Path:
+def file_target(path: str | Path, read: Iterable[Path] = ()) -> Path:
     """Where a file of this name really goes: through links instead of replacing them.
 
+    Args:
+        path: the name of the file to write.
+        read: files that are read meanwhile, and must stay.
+
     Raises:
-        CheckpointError: no file can be written there.
+        CheckpointError: no file can be written there, or it is one of those that are read.
     """
     target = _resolved(path)
     if target.is_dir():
         raise CheckpointError(f"{path}: is a folder, a file name was needed")
     if target.exists() and not target.is_file():
         raise CheckpointError(f"{path}: is a device or a pipe, which must not be replaced; give a file name")
+    if any(same_place(target, file) for file in read):
+        raise CheckpointError(f"{path}: is the file that is read; give another name, so that it stays")
     return target
 
 
@@ -132,6 +138,14 @@ def folder_target(path: str | Path) -> Path:
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{path}: is a file, but a folder is written; give the name of a folder")
     return target
+
+
+def same_place(a: Path, b: Path) -> bool:
+    """Whether two names lead to the same file or folder, or would."""
+    try:
+        return os.path.samefile(a, b)
+    except OSError:  # one of them is not there
+        return a.resolve() == b.resolve()
 
 
 def _resolved(path: str | Path) -> Path:

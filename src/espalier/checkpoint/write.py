@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,14 @@ from torch import Tensor
 from espalier._errors import CheckpointError, listing
 from espalier._types import Tensors
 from espalier.checkpoint._base import AbstractCheckpoint, Layout, TensorInfo
-from espalier.checkpoint.atomic import atomic, atomic_folder, file_target, folder_target, save_torch
+from espalier.checkpoint.atomic import (
+    atomic,
+    atomic_folder,
+    file_target,
+    folder_target,
+    same_place,
+    save_torch,
+)
 from espalier.checkpoint.folder import WEIGHTS
 from espalier.checkpoint.memory import drop_aliases
 from espalier.checkpoint.safetensors_file import read_header
@@ -147,9 +153,7 @@ def check_output(source: AbstractCheckpoint, out: str | Path, sparse: bool = Fal
         if target.is_dir():
             _check_replaceable(target, layout, layout.folder, out)
         return
-    target = file_target(out)
-    if any(_same(target, file) for file in source.files):
-        raise CheckpointError(f"{out}: is the file that is read; give another name, so that it stays")
+    file_target(out, source.files)
     if out.suffix not in TORCH_SUFFIXES:
         check_storable(out, source.infos)
     elif sparse:
@@ -160,20 +164,13 @@ def check_output(source: AbstractCheckpoint, out: str | Path, sparse: bool = Fal
 
 def _check_apart(source: AbstractCheckpoint, folder: Path, out: Path) -> None:
     target = folder_target(out)
-    if _same(target, folder):
+    if same_place(target, folder):
         raise CheckpointError(f"{out}: is the folder that is read; give another name, so that it stays")
-    if any(_same(parent, folder) for parent in target.parents):
+    if any(same_place(parent, folder) for parent in target.parents):
         raise CheckpointError(f"{out}: lies inside the folder {folder} that is read; give a place outside")
     for path in (folder, *source.files):
-        if any(_same(parent, target) for parent in path.resolve().parents):
+        if any(same_place(parent, target) for parent in path.resolve().parents):
             raise CheckpointError(f"{out}: holds the source {path}, which must stay; give another name")
-
-
-def _same(a: Path, b: Path) -> bool:
-    try:
-        return os.path.samefile(a, b)
-    except OSError:  # one of them is not there
-        return a.resolve() == b.resolve()
 
 
 def _check_replaceable(target: Path, layout: Layout, folder: Path, shown: Path) -> None:

@@ -52,6 +52,7 @@ def command(
 
     from espalier._forward import probe
     from espalier.checkpoint import open_checkpoint
+    from espalier.checkpoint.atomic import file_target
     from espalier.export import to_sparse
     from espalier.report import bench as report
     from espalier.report.progress import progress_bar
@@ -61,7 +62,7 @@ def command(
     sizes = _sizes(batches)
     checkpoint = open_checkpoint(file)
     if plan is not None:
-        _check_plan(plan, checkpoint.files)
+        file_target(plan, checkpoint.files)  # before anything is measured
     dataset = None if data is None else names.dataset(data, data_root, limit=limit)
     classes = inputs.classes(checkpoint) if dataset is None else len(dataset.classes)
     network = names.model(model, classes, checkpoint, str(file)).model
@@ -96,15 +97,6 @@ def command(
             options.say(f"{plan} was not written: espalier did not run, see the table for the reason")
     options.say(*checkpoint.notes, *written.notes)
     print(report.as_json(result) if as_json else report.as_text(result))
-
-
-def _check_plan(plan: Path, read: tuple[Path, ...]) -> None:
-    """Refuse a plan that could not be written, or would replace what is read, before anything is measured."""
-    from espalier.checkpoint.atomic import file_target
-
-    target = file_target(plan)
-    if any(file.resolve() == target for file in read):
-        raise EspalierError(f"--plan {plan}: is the file that is read; give another name, so that it stays")
 
 
 def _sizes(word: str) -> tuple[int, ...]:

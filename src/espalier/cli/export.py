@@ -84,10 +84,11 @@ def command(
         options.say(*checkpoint.notes)
         print(report.converted_json(converted) if as_json else report.converted_text(converted))
         return
+    from espalier.checkpoint.atomic import file_target
     from espalier.export import to_onnx
 
     model = _model(model, file)
-    _check_output(output, checkpoint.files)
+    file_target(output, checkpoint.files)
     with progress_bar(not as_json) as bar:
         bar.add_task("tracing and checking", total=None)
         network = names.model(model, classes or inputs.classes(checkpoint), checkpoint, str(file)).model
@@ -112,11 +113,3 @@ def _model(model: str | None, file: Path) -> str:
     if (file / "config.json").is_file():
         return f"hf:{file}"
     raise EspalierError("--to onnx needs --model: weights alone do not say what is computed with them")
-
-
-def _check_output(output: Path, read: tuple[Path, ...]) -> None:
-    from espalier.checkpoint.atomic import file_target
-
-    target = file_target(output)
-    if any(file.resolve() == target for file in read):
-        raise EspalierError(f"{output}: is the file that is read; give another name, so that it stays")

@@ -54,9 +54,7 @@ def to_torch(source: AbstractCheckpoint, out: str | Path) -> Converted:
     out = Path(out)
     if out.suffix not in TORCH_SUFFIXES:
         raise CheckpointError(f"{out}: a torch file needs a name that ends in {', '.join(TORCH_SUFFIXES)}")
-    target = file_target(out)
-    if any(file.resolve() == target for file in source.files):
-        raise CheckpointError(f"{out}: is the file that is read; give another name, so that it stays")
+    target = file_target(out, source.files)
     state = {name: tensor.detach().cpu() for name, tensor in source.state_dict().items()}
     with atomic(out) as temporary:
         save_torch(state, temporary)
