@@ -3,7 +3,6 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -123,25 +122,23 @@ def test_int8_needs_a_linear_layer(tmp_path: Path) -> None:
 
 def test_torchao_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(EspalierError, match="torchao is not installed: pip install torchao"):
+    with pytest.raises(EspalierError, match=r"torchao is not installed: pip install 'espalier\[torchao\]'"):
         Int8Ao(network(), tmp_path).module(image_example((3, 4, 4)))
 
 
 def test_torchao_quantizes_and_keeps_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Quantized(nn.Parameter):  # a stand-in with the one attribute that is looked at
-        qdata = torch.ones(64, 48, dtype=torch.int8)
-
-    def quantize(model: nn.Module, how: str) -> None:
-        assert how == "int8"
-        model.get_submodule("1").weight = Quantized(torch.zeros(64, 48), requires_grad=False)
-
-    ao = SimpleNamespace(quantize_=quantize, Int8DynamicActivationInt8WeightConfig=lambda: "int8")
-    monkeypatch.setitem(sys.modules, "torchao.quantization", ao)
+    pytest.importorskip("torchao")
     monkeypatch.setattr(torch, "compile", lambda model, dynamic: model)
-    way, example = Int8Ao(network(), tmp_path), image_example((3, 4, 4))
+    model = network()
+    way, example = Int8Ao(model, tmp_path), image_example((3, 4, 4))
     module = way.module(example)
     assert way.note == "2 Linear layers" and module(*example.tensors).shape == (2, 5)
-    assert list(way.weights()) == ["1.weight"] and way.weights()["1.weight"].dtype is torch.int8
+    weights = dict(model.named_parameters())
+    assert set(way.weights()) == {"1.weight", "3.weight"}
+    for name, quantized in way.weights().items():
+        assert quantized.dtype is torch.int8
+        assert not quantized[weights[name] == 0].any() and (weights[name] == 0).any()
+    assert way.file_bytes(0) == (tmp_path / "int8.pt").stat().st_size
 
 
 def test_memory_of_weights(tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """`torch.onnx.export` without its noise, and its errors in a sentence that says which operator."""
 
-import logging
 import re
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import torch
 from torch import nn
 
 from espalier._errors import EspalierError, first_line
+from espalier._quiet import quiet
 from espalier.export.examples import Example
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def _export(
     dims = {name: torch.export.Dim(name) for axes in example.axes for name in axes.values()}
     shapes = [{axis: dims[name] for axis, name in axes.items()} for axes in example.axes]
     dynamic: Any = tuple(shapes) if example.names is None else dict(zip(example.names, shapes, strict=True))
-    with _quiet():
+    with quiet(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):  # graphs are printed
         return torch.onnx.export(
             model,
             positional,
@@ -134,16 +133,3 @@ def _cause(error: BaseException) -> str:
         file, line, function, code = own[-1]
         where = f" (in {function}, {Path(file).name} line {line}: `{code.strip()}`)"
     return f"{first_line(link).rstrip('.')}{where}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No logs, warnings and printed graphs of torch and onnxscript: standard error belongs to Espalier."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

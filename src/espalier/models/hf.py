@@ -1,7 +1,5 @@
 """Networks of Hugging Face folders, and the way between their names in memory and those in the file."""
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier._errors import CheckpointError, EspalierError, first_line
+from espalier._quiet import quiet
 from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
 from espalier.models.sources import Filled, check_finite, misfit
 
@@ -159,18 +158,16 @@ def _same(own: Tensor, stored: Tensor) -> bool:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """No bars, logs or warnings of transformers: standard error belongs to Espalier."""
+    """No bars, logs or warnings of transformers."""
     from transformers.utils import logging as noise
 
-    logs: Any = noise
-    verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity(logging.CRITICAL)
-    logs.disable_progress_bar()
+    bars: Any = noise
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             yield
     finally:
-        logs.set_verbosity(verbosity)
-        if bars:
-            logs.enable_progress_bar()
+        if shown:
+            bars.enable_progress_bar()

@@ -2,11 +2,7 @@
 
 import copy
 import importlib
-import logging
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from espalier._errors import EspalierError, first_line
+from espalier._quiet import quiet
 from espalier.export import Example, to_onnx
 from espalier.export.parity import Session
 from espalier.runtime.acceleration import accelerate, plan_of
@@ -85,7 +82,7 @@ class Compiled(AbstractWay):
     name: ClassVar[str] = "torch.compile"
 
     def module(self, example: Example) -> nn.Module:  # noqa: D102
-        with _quiet():
+        with quiet():
             torch._dynamo.reset()
             compiled: nn.Module = torch.compile(copy.deepcopy(self.model), dynamic=False)  # type: ignore[assignment]
             positional, named = example.arguments
@@ -104,7 +101,7 @@ class Int8(AbstractWay):
 
     def module(self, example: Example) -> nn.Module:  # noqa: D102
         self._check()
-        with _quiet():
+        with quiet():
             from torch.ao.quantization import quantize_dynamic
 
             quantize: Any = quantize_dynamic
@@ -141,11 +138,11 @@ class Int8Ao(Int8):
 
     def module(self, example: Example) -> nn.Module:  # noqa: D102
         self._check()
-        with _quiet():
+        with quiet():
             try:
                 ao: Any = importlib.import_module("torchao.quantization")
             except ImportError:
-                raise EspalierError("torchao is not installed: pip install torchao") from None
+                raise EspalierError("torchao is not installed: pip install 'espalier[torchao]'") from None
             self._quantized = copy.deepcopy(self.model)
             ao.quantize_(self._quantized, ao.Int8DynamicActivationInt8WeightConfig())
             compiled: nn.Module = torch.compile(self._quantized, dynamic=False)  # type: ignore[assignment]
@@ -167,7 +164,7 @@ class OnnxSparse(AbstractWay):
     def _file(self, example: Example) -> Path:
         path = self.folder / "sparse.onnx"
         if not path.exists():
-            with _quiet():
+            with quiet():
                 to_onnx(self.model, example.with_rows(2), path)
         return path
 
@@ -251,19 +248,6 @@ def why_not(error: BaseException) -> str:
         if isinstance(error, EspalierError)
         else f"{type(error).__name__}: {first_line(error)}"
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings and no logs: compilers and exporters tell of deprecations, and of devices that are not there."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 class _Cast(nn.Module):
