@@ -123,3 +123,11 @@ def test_swapping_the_networks_changes_the_sign():
 def test_pairs_must_match():
     with pytest.raises(EspalierError, match="same examples twice, got 2 and 3"):
         paired_difference(torch.ones(2), torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_inputs_come_in_the_dtype_of_the_network(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).to(dtype)
+    model[1].weight.data = torch.eye(2, dtype=dtype)
+    found = collect_logits(model, split_of(torch.tensor([[[[1.0, 0.0]]], [[[0.0, 2.0]]]]), [0, 1]))
+    assert found.dtype is torch.float32 and found.tolist() == [[1.0, 0.0], [0.0, 2.0]]

@@ -166,9 +166,8 @@ class Risk:
         if self._forward:
             try:
                 return self._forward_then_back(at, v, x, y)
-            except (
-                RuntimeError
-            ):  # an operation without a forward derivative, or with one that has none itself
+            except RuntimeError:
+                # An operation without a forward derivative, or with one that has none itself.
                 self._forward = False
         return self._back_twice(at, v, x, y)
 
