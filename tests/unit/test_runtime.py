@@ -1,6 +1,7 @@
 import copy
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -427,6 +428,13 @@ def test_bad_input_is_told_in_a_sentence(tmp_path: Path) -> None:
     fast = forced(nn.Sequential(model), torch.randn(4, 8), **{"0": Choice("bag", 64)})
     with pytest.raises(EspalierError, match="accelerated already: give the one that it was made from"):
         accelerate(fast, torch.randn(4, 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = torch.jit.trace(model, torch.randn(4, 8))
+    with pytest.raises(
+        EspalierError, match="layers of a TorchScript module cannot be replaced: give the module"
+    ):
+        accelerate(scripted, torch.randn(4, 8))
     with pytest.raises(EspalierError, match="returns no floating tensor"):
         accelerate(nn.Identity(), torch.ones(3, dtype=torch.long))
     with pytest.raises(EspalierError, match="this model has no runtime plan"):

@@ -152,6 +152,10 @@ def _check(model: nn.Module, plan: object, stale: str) -> None:
     """Refuse what would be misunderstood."""
     if any(isinstance(module, SparseLinear | SparseConv2d) for module in model.modules()):
         raise EspalierError("this model is accelerated already: give the one that it was made from")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise EspalierError(
+            "the layers of a TorchScript module cannot be replaced: give the module that it was made from"
+        )
     if plan is not None and not isinstance(plan, Plan):
         raise EspalierError(f"plan must be a Plan, such as Plan.load(path), got {type(plan).__name__}")
     if stale not in ("refuse", "measure"):
