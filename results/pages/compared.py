@@ -13,8 +13,8 @@ STUDIES = {"lenet5": "LeNet5 on MNIST", "resnet20": "ResNet-20 on cifar10_jpeg"}
 OURS = "target gRDA"
 COLORS = {
     OURS: LEAF,
-    f"{OURS} rescaled to 0.7": "#7fb800",
-    f"{OURS} to 0.7": "#009e73",
+    f"{OURS} rescaled": "#7fb800",
+    f"{OURS} to 0.9": "#009e73",
     "paper gRDA": SKY,
     "gradual magnitude": BARK,
     "magnitude v2": "#d08a3c",

@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from espalier.methods import TargetGRDA
 from results._common import summary
 from results.pages import compared
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, load, markdown, percent
 
 METHODS = [
-    *("target gRDA", "target gRDA to 0.7", "target gRDA rescaled to 0.7", "paper gRDA"),
+    *("target gRDA", "target gRDA to 0.9", "target gRDA rescaled", "paper gRDA"),
     *("gradual magnitude", "one-shot magnitude", "ST-3"),
 ]
 ENDS = {"end 0.5": BARK, "end 0.7": SKY, "end 0.9": LEAF, "end 1": GREY}
@@ -59,10 +60,12 @@ def freezing_said(rows: Rows) -> str:
     said = []
     for asked in sorted({row["asked"] for row in rows}):
         here = {row["method"]: row for row in rows if row["asked"] == asked}
-        default = here.get("end 0.9")
+        default = here.get(f"end {TargetGRDA.end:g}")
         best = max(here.values(), key=lambda row: float(row["accuracy"]["mean"]))
         if default is None or best is default:
-            said.append(f"at {percent(asked, 0)} % no other end has a higher mean than the default, 0.9")
+            said.append(
+                f"at {percent(asked, 0)} % no other end has a higher mean than the default, {TargetGRDA.end:g}"
+            )
             continue
         theirs = dict(zip(default["seeds"], default["accuracies"]))
         pairs = [a - theirs[s] for s, a in zip(best["seeds"], best["accuracies"]) if s in theirs]
@@ -74,7 +77,7 @@ def freezing_said(rows: Rows) -> str:
         )
         said.append(
             f"at {percent(asked, 0)} % `{best['method']}` has the highest mean, {percent(found['mean'])} points"
-            f"{text} above the default, 0.9"
+            f"{text} above the default, {TargetGRDA.end:g}"
         )
     return f"When freezing pays: {'; '.join(said)}."
 

@@ -41,7 +41,7 @@ _GRADUAL = Gradual()
 class Prune(Callback):
     """Prunes a `LightningModule` while the trainer trains it.
 
-    The default is gradual magnitude pruning: a cubic ramp from the first step to nine tenths of the run, whose
+    The default is gradual magnitude pruning: a cubic ramp from the first step to seven tenths of the run, whose
     last update leaves exactly the zeros asked for. Pruned weights stay zero under any optimizer, in every
     checkpoint, and after a resume; their gradients do not count in gradient clipping. Logs `espalier/sparsity`
     after every epoch.

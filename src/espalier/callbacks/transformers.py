@@ -49,7 +49,7 @@ Log = Callable[[dict[str, float]], None]
 class Prune(TrainerCallback):
     """Prunes a model while the trainer trains it.
 
-    The default is gradual magnitude pruning: a cubic ramp from the first step to nine tenths of the run, whose
+    The default is gradual magnitude pruning: a cubic ramp from the first step to seven tenths of the run, whose
     last update leaves exactly the zeros asked for. Pruned weights stay zero under any optimizer, in every
     checkpoint, and after a resume; their gradients do not count in gradient clipping (`max_grad_norm`). With
     `load_best_model_at_end` the best model is pruned to the last masks. Logs `espalier/sparsity` after every

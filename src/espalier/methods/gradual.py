@@ -47,7 +47,7 @@ class Gradual(AbstractMethod):
     allocation: AbstractAllocation = Global()
     schedule: AbstractSchedule = CUBIC
     begin: float = 0.0
-    end: float = 0.9
+    end: float = 0.7
     updates: int = 100
 
     def __post_init__(self) -> None:

@@ -29,13 +29,14 @@ class TargetGRDA(AbstractMethod):
         allocation: how the zeros are spread; None is one threshold for all latents.
         decay: where weight decay acts; see `espalier.optim.DualAveraging`.
         min_kept: smallest kept fraction of any tensor, against layer collapse.
-        rescale: give each output unit back the l1 norm that the threshold takes, as ST-3 does.
+        rescale: give each output unit back the l1 norm that the threshold takes, as ST-3 does. It helps LeNet5; where
+            batch norm follows it only slows learning, and costs (`docs/directional-training.md`).
 
     Raises:
         EspalierError: a value outside its range.
     """
 
-    end: float = 0.9
+    end: float = 0.7
     begin: float = 0.0
     schedule: AbstractSchedule = CUBIC
     allocation: AbstractAllocation | None = None
