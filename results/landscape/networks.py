@@ -164,7 +164,7 @@ def trained(case: Case, name: str) -> nn.Module:
     """A network of the first result, trained now if it is not there."""
     sparsity = RUNS[name]
     training = case.training if name != CONTROL else replace(case.training, seed=case.training.seed + 1)
-    method = None if sparsity is None else TargetGRDA()
+    method = None if sparsity is None else TargetGRDA(end=0.9)
 
     def run(model: nn.Module, folder: Path) -> None:
         fit(
