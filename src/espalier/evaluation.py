@@ -53,7 +53,7 @@ class PairedDifference:
     only_b: int
 
 
-def evaluate(model: nn.Module, split: AbstractSplit, *, batch_size: int = 500) -> Evaluation:
+def evaluate(model: nn.Module, split: AbstractSplit, *, batch_size: int = 100) -> Evaluation:
     """Evaluate a classifier.
 
     Eval mode and no gradient; the mode of every submodule is restored. Means are over examples, not over

@@ -36,7 +36,7 @@ class Similarity:
 
 
 def similarity(
-    model: nn.Module, parent: nn.Module, split: AbstractSplit, *, batch_size: int = 500
+    model: nn.Module, parent: nn.Module, split: AbstractSplit, *, batch_size: int = 100
 ) -> Similarity:
     """Compare a network with its parent on the inputs of a split; labels are not read.
 

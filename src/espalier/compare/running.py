@@ -142,12 +142,12 @@ def run(cell: Cell, folder: Path, progress: Progress | None = None) -> Outcome |
 
 
 def _train(cell: Cell, place: Path, progress: Progress | None) -> Outcome:
-    model, parent = networks(cell)
+    model, teacher = networks(cell)
     data = cell.network.data()
     _plan_check(cell, model)
     example = next(data.train.inputs(1))
     each = multiplications(model, example)
-    taught = multiplications(parent, example) if cell.teacher and parent is not None else {}
+    taught = {} if teacher is None else multiplications(teacher, example)
     pruned = not cell.contender.smaller
     result = train_pruned(
         model,
@@ -155,8 +155,7 @@ def _train(cell: Cell, place: Path, progress: Progress | None) -> Outcome:
         cell.training,
         cell.contender.method,
         sparsity=cell.sparsity if pruned else None,
-        parent=parent if pruned else None,
-        teacher=parent if cell.teacher else None,
+        teacher=teacher,
         scope=cell.scope,
         folder=place,
         progress=progress,
@@ -186,17 +185,19 @@ def _train(cell: Cell, place: Path, progress: Progress | None) -> Outcome:
 
 
 def networks(cell: Cell) -> tuple[nn.Module, nn.Module | None]:
-    """The network to train and the dense parent."""
-    parent = None if cell.network.parent is None else cell.network.parent()
-    if cell.teacher and parent is None:
-        raise EspalierError(f"{cell.network.name} starts from scratch: there is no dense parent to teach")
+    """The network to train, and the dense parent where it teaches."""
+    teacher = None
+    if cell.teacher:
+        if cell.network.parent is None:
+            raise EspalierError(f"{cell.network.name} starts from scratch: there is no dense parent to teach")
+        teacher = cell.network.parent()
     if cell.contender.smaller:
         if cell.network.smaller is None or cell.sparsity is None:
             raise EspalierError(
                 f"no narrower version of {cell.network.name} is known: leave {cell.contender.label} out"
             )
-        return cell.network.smaller(cell.seed, cell.sparsity), parent
-    return cell.network.build(cell.seed), parent
+        return cell.network.smaller(cell.seed, cell.sparsity), teacher
+    return cell.network.build(cell.seed), teacher
 
 
 def _plan_check(cell: Cell, model: nn.Module) -> None:

@@ -143,7 +143,7 @@ def _replaced(value: Any, path: list[str], new: Any, name: str) -> Any:
 
 def _validation(cell: Cell, place: Path, progress: Progress | None) -> float:
     """Accuracy on the validation split after the last epoch of a trial."""
-    model, parent = networks(cell)
+    model, teacher = networks(cell)
     pruned = not cell.contender.smaller
     history = fit(
         model,
@@ -151,7 +151,7 @@ def _validation(cell: Cell, place: Path, progress: Progress | None) -> float:
         cell.training,
         method=cell.contender.method,
         sparsity=cell.sparsity if pruned else None,
-        teacher=parent if cell.teacher else None,
+        teacher=teacher,
         names=select(open_checkpoint(model), cell.scope).names,
         folder=place,
         progress=progress,
