@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError, first_line
 from espalier.callbacks._pruning import Order, Run, Zeros
 from espalier.callbacks._watching import Action, Watch
-from espalier.checkpoint.atomic import atomic
+from espalier.checkpoint.atomic import atomic, save_torch
 from espalier.masks import Masks
 from espalier.methods import AbstractMethod, Fixed, Gradual
 from espalier.optim import MaskReport, Settled
@@ -137,7 +137,7 @@ class Prune(TrainerCallback):
         folder = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
         if self._run is not None and state.is_world_process_zero and folder.is_dir():
             with atomic(folder / STATE_FILE) as temporary:
-                torch.save(self._run.state_dict(), temporary)
+                save_torch(self._run.state_dict(), temporary)
 
     def on_train_end(
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **kwargs: Any
