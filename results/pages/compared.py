@@ -179,6 +179,11 @@ def section(name: str, result: dict[str, Any]) -> str:
     ]
     if failures:
         parts.append("Failed runs are in no mean: " + "; ".join(failures) + ".")
+    emptied = [
+        f"{r['label']} at {r['sparsity']}: {what}" for r in result["rows"] for what in r.get("emptied", ())
+    ]
+    if emptied:
+        parts.append("Runs with tensors that lost every weight: " + "; ".join(emptied) + ".")
     parts += [
         markdown(cost_rows(result, chosen)),
         "The area is over all sparsities of the table; the point is lost against the dense control, linear from there at no "

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from espalier.data import Options, digits
 from espalier.methods import Dense, Gradual, OneShot, TargetGRDA, Threshold
 from espalier.models import DigitsCNN
 from espalier.optim import PowerLaw
+from espalier.report.compare import as_text
 from espalier.train import Training
 
 TRAINING = Training(epochs=2, batch_size=50, lr=0.05, augment=False)
@@ -341,6 +343,15 @@ def test_failures_are_in_no_mean_and_shown():
     assert found.rows[0].failures == ("seed 1: NaN",) and found.missing == 3
     lost = compare([Outcome(made("a", 0.9, 1, 0).spec, 1, failure="NaN")])
     assert lost.rows[0].accuracy is None and not lost.rows[0].tied
+
+
+def test_tensors_without_a_weight_are_named():
+    epochs = ({"kept": {"a": 0, "b": 5}}, {"kept": {"a": 3, "b": 0, "c": 0}})
+    whole, hollow = made("x", 0.9, 0, 900), made("x", 0.9, 1, 100, epochs=epochs)
+    assert whole.emptied == () and hollow.emptied == ("b", "c")
+    found = compare([whole, hollow])
+    assert found.rows[0].emptied == ("seed 1: b, c",)
+    assert "x at 0.9: seed 1: b, c" in as_text(SimpleNamespace(title="t"), found, Path("x"))  # type: ignore[arg-type]
 
 
 def test_a_run_counts_once():

@@ -69,6 +69,12 @@ class Outcome:
         default_factory=lambda: torch.zeros(0, dtype=torch.bool), repr=False, compare=False
     )
 
+    @property
+    def emptied(self) -> tuple[str, ...]:
+        """Pruned tensors in which no weight is left."""
+        kept = self.epochs[-1].get("kept", {}) if self.epochs else {}
+        return tuple(name for name, count in kept.items() if count == 0)
+
     def save(self, path: Path) -> None:
         """Write as JSON; the examples that are right as packed bits."""
         values = asdict(replace(self, correct=torch.zeros(0)))

@@ -36,6 +36,7 @@ class Row:
         flops: mean of what the training computed, dense.
         sparse_flops: mean of what it would compute without products with zero.
         failures: reasons of the failed runs.
+        emptied: tensors that a run has pruned completely (layer collapse), "seed 0: linear.weight".
         best: the highest mean of the pruned methods at this sparsity.
         tied: the best, or not surely worse than it.
         behind: the best minus this one, where both have seeds in common; None for the best and the controls.
@@ -51,6 +52,7 @@ class Row:
     flops: float | None
     sparse_flops: float | None
     failures: tuple[str, ...]
+    emptied: tuple[str, ...] = ()
     best: bool = False
     tied: bool = False
     behind: Difference | None = None
@@ -131,6 +133,7 @@ def _row(key: Key, runs: Sequence[Outcome]) -> Row:
         flops=mean(c.dense for c in costs) if costs else None,
         sparse_flops=mean(c.sparse + c.teacher for c in costs) if costs else None,
         failures=failures,
+        emptied=tuple(f"seed {run.seed}: {', '.join(run.emptied)}" for run in done if run.emptied),
     )
 
 

@@ -152,6 +152,9 @@ def _remarks(result: "Comparison") -> list[str]:
     lines = [f"{row.label} at {row.sparsity}: {reason}" for row in result.rows for reason in row.failures]
     if lines:
         lines.insert(0, "failed runs are in no mean:")
+    emptied = [f"{row.label} at {row.sparsity}: {what}" for row in result.rows for what in row.emptied]
+    if emptied:
+        lines += ["tensors without a weight left, which often end a network:", *emptied]
     if result.missing:
         lines.append(f"{result.missing} runs have not been done yet")
     return lines
