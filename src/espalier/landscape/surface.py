@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from espalier._errors import EspalierError, plural
-from espalier._forward import logits_of, modes, takes_channels_last
+from espalier._forward import as_input, logits_of, modes, takes_channels_last
 from espalier.data._base import Batch
 from espalier.landscape.batches import Data, FixedBatches
 from espalier.landscape.points import Space, batch_norms
@@ -124,9 +124,6 @@ class Surface:
         self.test = None if test is None else FixedBatches(test, "test", batch_size=batch_size, device=device)
         self.evaluations = 0
         self._layers = batch_norms(self.module)
-        self._takes = next(
-            (p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32
-        )
         if self._layers and self.train.smallest() < 2:
             raise EspalierError(
                 "batch-norm statistics need at least 2 training examples in every batch; give a larger batch size"
@@ -234,7 +231,7 @@ class Surface:
 
     def _given(self, x: Tensor) -> Tensor:
         """Inputs in the precision of the module, laid out as is fastest."""
-        x = x.to(self._takes) if x.is_floating_point() else x
+        x = as_input(self.module, x)
         return x.contiguous(memory_format=self._layout) if x.ndim == 4 else x
 
     def _fresh(self) -> dict[str, Tensor]:

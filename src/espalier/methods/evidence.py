@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from espalier._errors import EspalierError, listing
-from espalier._forward import device_of, logits_of, modes
+from espalier._forward import as_input, device_of, logits_of, modes
 from espalier.data import seeded
 from espalier.masks import named_parameters, unwrapped
 from espalier.methods._base import Batches
@@ -99,15 +99,13 @@ class _Groups:
     def losses(self) -> Iterator[Tensor]:
         """Mean cross-entropy of each group, with its graph."""
         device = device_of(self.model)
-        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
         for x, y in self._groups():
             if bool((y < 0).any()):
                 raise EspalierError(
                     "a score that reads the loss needs labels, and some training examples have none; use one that "
                     "reads the weights alone, such as Magnitude()"
                 )
-            x = x.to(device, dtype) if x.is_floating_point() else x.to(device)
-            logits = logits_of(self.model(x))
+            logits = logits_of(self.model(as_input(self.model, x)))
             logits = logits if logits.dtype == torch.float64 else logits.float()
             yield F.cross_entropy(logits / self.sampling.temperature, y.to(device))
 
