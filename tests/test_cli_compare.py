@@ -38,18 +38,16 @@ def test_a_study(run: Run, study: Path, tmp_path: Path):
     code, out, _ = run("compare", "study.yaml", "-o", "out")
     assert code == 0 and "*gradual" in out and "floor" in out and "failed runs are in no mean" in out
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<svg") == 3 and "somebody" in page and "not rerun" in page
+    assert page.count("<svg") == 5 and "somebody" in page and "not rerun" in page
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 1000
     _, again, _ = run("compare", "study.yaml", "-o", "out", "--json")
     found = json.loads(again)
     assert found == json.loads((tmp_path / "out" / "comparison.json").read_text()) and found["missing"] == 0
-    assert [(r["label"], r["sparsity"]) for r in found["rows"]] == [
-        ("dense", None),
-        ("gradual", 0.8),
-        ("floored", 0.8),
-        ("gradual", 0.9),
-        ("floored", 0.9),
-    ]
+    dense, *pruned = found["rows"]
+    assert (dense["label"], dense["sparsity"]) == ("dense", None)
+    assert [r["sparsity"] for r in pruned] == [0.8, 0.8, 0.9, 0.9]
+    assert pruned[0]["best"] and pruned[0]["accuracy"]["mean"] >= pruned[1]["accuracy"]["mean"]
+    assert [r["label"] for r in pruned[2:]] == ["gradual", "floored"], "what failed comes last"
     assert found["rows"][1]["reached"] == pytest.approx(0.8, abs=1e-4)
     assert found["rows"][4]["accuracy"] is None and "0.8499" in found["rows"][4]["failures"][0]
 
@@ -155,6 +153,7 @@ def test_a_study_is_fp32_wherever_it_runs_unless_it_says_otherwise(tmp_path: Pat
         ("[0.8, 0.9]", "[0.8, 1.0]", "a sparsity lies in (0, 1), got 1"),
         ("published:", "teachers: [true]\npublished:", "starts from scratch: give it a start"),
         ("limit: 100}", "limit: 100}, start: nowhere.pt", "there is no"),
+        ("limit: 100}", "limit: 100}, start: $NOWHERE/a.pt", "a variable that is not set"),
         ("name: gradual", "name: gradual, training: {rate: 1}", "unknown field 'training.rate'"),
         ("name: gradual", "name: gradual, training: {lr: -1}", "training `lr` must be a positive number"),
         (

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espalier._errors import plural
+
 HERE = Path(__file__).parents[1]
 LEAF, BARK, SKY, GREY = "#2f6b46", "#9a4a12", "#4477aa", "#777777"
 Table = list[list[str]]
@@ -50,5 +52,5 @@ def grouped(amounts: dict[str, float]) -> list[tuple[float, list[str]]]:
 
 def made(result: dict[str, Any]) -> str:
     env = result["environment"]
-    hardware = env["cuda"] or f"{env['cpu']}, {env['threads']} threads"
+    hardware = env["cuda"] or f"{env['cpu']}, {plural(env['threads'], 'thread')}"
     return f"Made by `{result['command']}` (torch {env['torch']}, {hardware})."

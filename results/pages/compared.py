@@ -4,26 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, markdown, percent
+from espalier.report.plot_compare import Mark, dots, lines
+from results.pages._shared import HERE, Chapter, Table, markdown, percent
 
 STUDIES = {"lenet5": "LeNet5 on MNIST", "resnet20": "ResNet-20 on cifar10_jpeg"}
 OURS = "target gRDA"
-COLORS = {
-    OURS: LEAF,
-    f"{OURS} rescaled": "#7fb800",
-    f"{OURS} to 0.9": "#009e73",
-    "paper gRDA": SKY,
-    "gradual magnitude": BARK,
-    "magnitude v2": "#d08a3c",
-    "one-shot magnitude": "#111111",
-    "ST-3": "#aa3377",
-    "STR": "#66ccee",
-    "RigL": "#ccbb44",
-    "AC/DC": "#ee6677",
-}
 CHOSEN = 0.95  # the sparsity by which tables are ordered
 Rows = Sequence[dict[str, Any]]
 
@@ -99,7 +86,7 @@ def cost_rows(result: dict[str, Any], chosen: Sequence[str]) -> Table:
             [
                 label,
                 percent(curve["area"]) if whole and curve and curve["area"] is not None else "–",
-                one_percent(result, curve) if whole else "–",
+                one_point(curve) if whole else "–",
                 f"{row['flops']:.3g}",
                 f"{row['sparse_flops']:.3g}",
                 f"{row['seconds']:.0f}",
@@ -109,12 +96,12 @@ def cost_rows(result: dict[str, Any], chosen: Sequence[str]) -> Table:
     return table
 
 
-def one_percent(result: dict[str, Any], curve: dict[str, Any] | None) -> str:
-    """Where a point is lost against the dense control; beyond the last sparsity if it is not."""
-    if curve is None or not any(r["n"] for r in result["rows"] if r["sparsity"] is None):
+def one_point(curve: dict[str, Any] | None) -> str:
+    """Where a point is lost against the dense control; which side of what was measured, if not within it."""
+    if curve is None or curve["one_point"] is None:
         return "–"
-    at = curve["at_one_percent"]
-    return f"> {percent(max(result['sparsities']), 0)}" if at is None else percent(at, 1)
+    at = curve["one_point"]
+    return {"at": "", "below": "< ", "above": "> "}[at["side"]] + percent(at["sparsity"], 1)
 
 
 def ends(row: dict[str, Any]) -> str:
@@ -186,8 +173,8 @@ def section(name: str, result: dict[str, Any]) -> str:
         parts.append("Runs with tensors that lost every weight: " + "; ".join(emptied) + ".")
     parts += [
         markdown(cost_rows(result, chosen)),
-        "The area is over all sparsities of the table; the point is lost against the dense control, linear from there at no "
-        "zeros to the first sparsity of the table. FLOPs: all that the training computed; without zeros: without products with zero weights, which no hardware here "
+        "The area is over all sparsities of the table; the point is lost against the dense control, linear between "
+        "sparsities of the table. FLOPs: all that the training computed; without zeros: without products with zero weights, which no hardware here "
         "skips. Seconds are wall clock of the training on cores that other work shared. What the harness adds around a "
         "training is not recorded.",
         f"Made anew by `python -m results.compared {name}` when more runs have come in.",
@@ -196,61 +183,31 @@ def section(name: str, result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def lines(axes: Axes, result: dict[str, Any]) -> None:
-    """Test error against sparsity; methods without a color of their own are grey."""
-    for label in reversed(labels(result)):
-        rows = [found(result["rows"], label, s) for s in result["sparsities"]]
-        known = [r for r in rows if r is not None and r["n"]]
-        axes.errorbar(
-            [r["sparsity"] for r in known],
-            [1 - r["mean"] for r in known],
-            yerr=[r["half"] or 0.0 for r in known],
-            fmt="o-",
-            color=COLORS.get(label, "#cccccc"),
-            linewidth=2.4 if label.startswith(OURS) else 1.0,
-            markersize=4,
-            capsize=2,
-            zorder=3 if label in COLORS else 1,
-            label=label if label in COLORS else None,
+def marks(result: dict[str, Any]) -> list[Mark]:
+    """What has run without a teacher."""
+    return [
+        Mark(
+            row["label"],
+            row["sparsity"],
+            row["mean"],
+            None if row["interval"] is None else (row["interval"][0], row["interval"][1]),
+            row["tied"],
+            row["n"],
         )
-    for row in result["rows"]:
-        if row["sparsity"] is None and row["n"] and not row["teacher"]:
-            axes.axhline(1 - row["mean"], color=GREY, linewidth=0.8, linestyle="--")
-            axes.annotate(
-                "dense", (0.0, 1 - row["mean"]), xycoords=("axes fraction", "data"), fontsize=8, color=GREY
-            )
-    errors = [1 - r["mean"] for r in result["rows"] if r["n"]]
-    axes.set(yscale="log", xlabel="sparsity", ylabel="test error", xticks=result["sparsities"])
-    axes.set_ylim(min(errors, default=0.1) / 2, 1)  # intervals that leave accuracies say no more
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], fontsize=8, ncols=2, loc="upper left", framealpha=0.9)
-
-
-def dots(axes: Axes, result: dict[str, Any]) -> None:
-    """Test error at `CHOSEN`, the best on top."""
-    rows = [found(result["rows"], label, CHOSEN) for label in labels(result)]
-    known = [r for r in rows if r is not None and r["n"]][::-1]
-    for i, row in enumerate(known):
-        axes.errorbar(
-            [1 - row["mean"]],
-            [i],
-            xerr=[row["half"] or 0.0],
-            fmt="o",
-            mfc=None if row["tied"] else "none",
-            color=COLORS.get(row["label"], GREY),
-            capsize=2,
-        )
-    axes.set(
-        xscale="log", xlabel=f"test error at {percent(CHOSEN, 0)} % zeros (filled: not told from the best)"
-    )
-    axes.set_yticks(range(len(known)), [f"{row['label']} ({row['n']})" for row in known], fontsize=8)
+        for row in result["rows"]
+        if row["n"] and not row["teacher"] and row["sparsity"] is not None
+    ]
 
 
 def figure(name: str, result: dict[str, Any]) -> None:
-    whole = Figure(figsize=(13, 6))
+    whole = Figure(figsize=(14, 6))
     left, right = whole.subplots(1, 2)
-    lines(left, result)
-    dots(right, result)
+    known = marks(result)
+    dense = [row for row in result["rows"] if row["sparsity"] is None and row["n"] and not row["teacher"]]
+    lines(left, known, {row["label"]: row["mean"] for row in dense})
+    left.legend(fontsize=7, ncols=2, loc="lower left", framealpha=0.9)
+    dots(right, [mark for mark in known if mark.sparsity == CHOSEN])
+    right.set_title(f"{percent(CHOSEN, 0)} % zeros", fontsize=10)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, color="#e7ece8")

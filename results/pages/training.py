@@ -12,10 +12,15 @@ from results._common import summary
 from results.pages import compared
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, load, markdown, percent
 
-METHODS = [
-    *("target gRDA", "target gRDA to 0.9", "target gRDA rescaled", "paper gRDA"),
-    *("gradual magnitude", "one-shot magnitude", "ST-3"),
-]
+METHODS = {
+    "target gRDA": LEAF,
+    "target gRDA to 0.9": "#009e73",
+    "target gRDA rescaled": "#7fb800",
+    "paper gRDA": SKY,
+    "gradual magnitude": BARK,
+    "one-shot magnitude": "#111111",
+    "ST-3": "#aa3377",
+}
 ENDS = {"end 0.5": BARK, "end 0.7": SKY, "end 0.9": LEAF, "end 1": GREY}
 CHANCE = 0.2  # an accuracy of ten classes below this is no learning
 Rows = Sequence[dict[str, Any]]
@@ -239,12 +244,11 @@ def strength(result: dict[str, Any]) -> str:
 
 def along(axes: Sequence[Axes], result: dict[str, Any]) -> None:
     """Accuracy against sparsity, density and churn by epoch, of the methods of the comparison."""
-    for label in METHODS:
+    for label, color in METHODS.items():
         rows = [compared.found(result["rows"], label, s) for s in result["sparsities"]]
         known = [row for row in rows if row and row["n"]]
         if not known:
             continue
-        color = compared.COLORS[label]
         x, y = [r["sparsity"] for r in known], [r["mean"] for r in known]
         axes[0].errorbar(x, y, yerr=[r["half"] or 0.0 for r in known], fmt="o-", color=color, label=label)
         for row in known:

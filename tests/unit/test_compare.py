@@ -33,7 +33,7 @@ from espalier.compare import (
     tune,
 )
 from espalier.compare.cost import cost, multiplications
-from espalier.compare.statistics import area, sparsity_at
+from espalier.compare.statistics import Crossing, area, crossing
 from espalier.data import Options, digits
 from espalier.methods import Dense, Gradual, OneShot, TargetGRDA, Threshold
 from espalier.models import DigitsCNN
@@ -162,8 +162,10 @@ def test_a_comparison_needs_pairs():
 def test_area_and_drop_by_hand():
     assert area([(0.9, 0.8), (0.5, 1.0)]) == pytest.approx(0.9)
     assert area([(0.5, 0.7)]) is None
-    assert sparsity_at([(0.5, 0.9), (0.9, 0.7)], 0.9, 0.01) == pytest.approx(0.52)
-    assert sparsity_at([(0.5, 0.9)], 0.9, 0.01) is None
+    found = crossing([(0.9, 0.7), (0.5, 0.9)], 0.9, 0.01)
+    assert found.side == "at" and found.sparsity == pytest.approx(0.52)
+    assert crossing([(0.5, 0.9)], 0.9, 0.01) == Crossing(0.5, "above")
+    assert crossing([(0.5, 0.8), (0.9, 0.7)], 0.9, 0.01) == Crossing(0.5, "below")
 
 
 # --- runs
@@ -332,9 +334,9 @@ def test_the_best_and_what_is_not_surely_worse():
         ("near", 0.9): (False, True),
         ("bad", 0.9): (False, False),
     }
-    assert found.rows[0].label == "dense"
+    assert [row.label for row in found.rows] == ["dense", "good", "near", "bad"]
     curve = next(c for c in found.curves if c.label == "bad")
-    assert curve.at_one_percent == pytest.approx(0.9 * 0.01 / 0.25)
+    assert curve.one_point == Crossing(0.9, "below") and curve.area is None and curve.sparsities == (0.9,)
 
 
 def test_failures_are_in_no_mean_and_shown():

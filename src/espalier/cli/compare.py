@@ -152,9 +152,12 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
     def data() -> Dataset:
         return names.dataset(root=root, word=entry.data.name, **entry.data.model_dump(exclude={"name"}))
 
+    at = file.at("networks", index, "start")
     start = None if entry.start is None else file.path.parent / os.path.expandvars(entry.start)
+    if start is not None and "$" in str(start):
+        raise EspalierError(f"{at}: {entry.start} has a variable that is not set: set it, or write the path out")
     if start is not None and not start.exists():
-        raise EspalierError(f"{file.at('networks', index, 'start')}: there is no {start}")
+        raise EspalierError(f"{at}: there is no {start}")
 
     @cache
     def trained() -> nn.Module:

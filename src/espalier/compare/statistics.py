@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -119,14 +120,32 @@ def area(points: Sequence[tuple[float, float]]) -> float | None:
     return sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(ordered)) / width
 
 
-def sparsity_at(points: Sequence[tuple[float, float]], dense: float, drop: float) -> float | None:
-    """First sparsity at which the accuracy is `drop` below the dense one, linear between points from (0, dense).
+@dataclass(frozen=True)
+class Crossing:
+    """Where the accuracy falls a given number of points below that of the dense control.
 
-    None if it never falls so far.
+    Args:
+        sparsity: linear between two sparsities that were measured; else the end of what was.
+        side: "at" it; "below" it, where the least sparsity measured has lost more already (from the dense network to
+            there nothing was measured, so nothing is said); "above" it, where the largest has not lost as much.
     """
-    ordered = [(0.0, dense), *sorted(points)]
+
+    sparsity: float
+    side: Literal["at", "below", "above"]
+
+
+def crossing(points: Sequence[tuple[float, float]], dense: float, drop: float) -> Crossing:
+    """First sparsity at which the accuracy is `drop` below the dense one.
+
+    Args:
+        points: (sparsity, accuracy), at least one.
+        dense: accuracy of the control.
+        drop: how much less, a fraction.
+    """
+    ordered = sorted(points)
+    if dense - ordered[0][1] >= drop:
+        return Crossing(ordered[0][0], "at" if dense - ordered[0][1] == drop else "below")
     for (x0, y0), (x1, y1) in itertools.pairwise(ordered):
         if dense - y1 >= drop:
-            share = (drop - (dense - y0)) / (y0 - y1)
-            return x0 + share * (x1 - x0)
-    return None
+            return Crossing(x0 + (drop - (dense - y0)) / (y0 - y1) * (x1 - x0), "at")
+    return Crossing(ordered[-1][0], "above")

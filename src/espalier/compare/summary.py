@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from espalier.compare.running import Outcome
-from espalier.compare.statistics import Difference, Estimate, area, difference, estimate, sparsity_at
+from espalier.compare.statistics import (
+    Crossing,
+    Difference,
+    Estimate,
+    area,
+    crossing,
+    difference,
+    estimate,
+)
 
 
 class Key(NamedTuple):
@@ -71,16 +79,17 @@ class Curve:
         network: name.
         teacher: whether the dense parent taught.
         label: of the method.
-        area: under mean accuracy over sparsity, divided by the width; None for one sparsity.
-        at_one_percent: sparsity at which the mean is one point below the dense control; None if it never is, or there
-            is no control.
+        sparsities: at which it has run.
+        area: under mean accuracy over them, divided by the width; None for one sparsity.
+        one_point: where the mean is one point below the dense control; None without a control.
     """
 
     network: str
     teacher: bool
     label: str
+    sparsities: tuple[float, ...]
     area: float | None
-    at_one_percent: float | None
+    one_point: Crossing | None
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,8 @@ class Comparison:
     """Everything that is known of a study so far.
 
     Args:
-        rows: dense control first, then by sparsity, then as the study lists the methods.
-        curves: one a network, teacher and method.
+        rows: dense control first, then by sparsity, the best mean first, failures last.
+        curves: one a network, teacher and method, the largest area first; of one sparsity last.
         missing: cells that have not run.
     """
 
@@ -110,9 +119,12 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
         groups.setdefault(key, {}).setdefault(outcome.seed, outcome)
     rows = [_row(key, list(runs.values())) for key, runs in groups.items()]
     rows = [_judged(row, rows, groups) for row in rows]
-    order = {label: i for i, label in enumerate(dict.fromkeys(key.label for key in groups))}
-    rows.sort(key=lambda r: (r.network, r.teacher, r.sparsity or 0.0, order[r.label]))
-    return Comparison(tuple(rows), tuple(_curves(rows, list(order))), missing)
+    rows.sort(key=lambda r: (r.network, r.teacher, r.sparsity or 0.0, -_mean(r), not r.best, r.label))
+    return Comparison(tuple(rows), tuple(_curves(rows)), missing)
+
+
+def _mean(row: Row) -> float:
+    return -1.0 if row.accuracy is None else row.accuracy.mean
 
 
 def _row(key: Key, runs: Sequence[Outcome]) -> Row:
@@ -154,7 +166,7 @@ def _judged(row: Row, rows: Sequence[Row], groups: Groups) -> Row:
         for r in rows
         if (r.network, r.teacher, r.sparsity) == (row.network, row.teacher, row.sparsity) and r.accuracy
     ]
-    best = max(rivals, key=lambda r: r.accuracy.mean if r.accuracy else 0.0)
+    best = max(rivals, key=_mean)
     if best is row:
         return replace(row, best=True, tied=True)
     ours, theirs = groups[row.key], groups[best.key]
@@ -165,16 +177,23 @@ def _judged(row: Row, rows: Sequence[Row], groups: Groups) -> Row:
     return replace(row, tied=not behind.better, behind=behind)
 
 
-def _curves(rows: Sequence[Row], labels: Sequence[str]) -> Iterable[Curve]:
+def _curves(rows: Sequence[Row]) -> Iterable[Curve]:
     for network, teacher in dict.fromkeys((r.network, r.teacher) for r in rows):
         here = [r for r in rows if (r.network, r.teacher) == (network, teacher) and r.accuracy is not None]
-        dense = next((r.accuracy.mean for r in here if r.sparsity is None and r.accuracy), None)
-        for label in labels:
-            points = [
-                (r.sparsity, r.accuracy.mean)
-                for r in here
-                if r.label == label and r.sparsity is not None and r.accuracy is not None
-            ]
-            if points:
-                at = None if dense is None else sparsity_at(points, dense, 0.01)
-                yield Curve(network, teacher, label, area(points), at)
+        dense = next((_mean(r) for r in here if r.sparsity is None), None)
+        points: dict[str, list[tuple[float, float]]] = {}
+        for row in here:
+            if row.sparsity is not None:
+                points.setdefault(row.label, []).append((row.sparsity, _mean(row)))
+        curves = [
+            Curve(
+                network,
+                teacher,
+                label,
+                tuple(sparsity for sparsity, _ in at),
+                area(at),
+                None if dense is None else crossing(at, dense, 0.01),
+            )
+            for label, at in points.items()
+        ]
+        yield from sorted(curves, key=lambda curve: -1.0 if curve.area is None else curve.area, reverse=True)

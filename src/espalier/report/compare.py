@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from espalier.checkpoint.write import atomic
 from espalier.report.page import Card, Page, Section, Table, new_figure, svg, write_page
+from espalier.report.plot_compare import Mark, dots, lines
 from espalier.report.text import dump, percent, size, table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from espalier.compare import Cell, Comparison, Row
     from espalier.study import StudyRecipe
 
@@ -24,7 +27,15 @@ HEADS = (
     "if sparse",
     "file",
 )
-CURVE_HEADS = ("method", "area under the curve", "sparsity at 1 point lost")
+CURVE_HEADS = ("method", "sparsities", "area under the curve", "1 point lost at")
+WORDS = {"sparse_flops": "training FLOPs without zeros", "bytes": "bytes of the sparse file"}
+SCALE = "Scales are logarithmic in the distance from 100 %."
+CAPTIONS = {
+    "sparsity": f"Accuracy over sparsity, with 95 % intervals over runs. {SCALE} Hollow: numbers of others, not rerun.",
+    "sparse_flops": f"Accuracy over what the training would compute without products with zero weights. {SCALE}",
+    "bytes": f"Accuracy over the size of the sparse file. {SCALE}",
+}
+DOTS = f"The best on top, with 95 % intervals over runs; in brackets how many. {SCALE}"
 LEGEND = (
     "* marks the best mean at its sparsity and every method that is not surely worse: the paired intervals over seeds "
     "and over test examples both have to leave zero out. Intervals of the mean are Student's t over n runs. "
@@ -49,7 +60,7 @@ def as_text(study: "StudyRecipe", result: "Comparison", folder: Path) -> str:
     lines = [study.title]
     for title, rows in _groups(result):
         lines += ["", title, table(HEADS, [_row(row, "*") for row in rows], numeric=range(1, 9))]
-        lines += ["", table(CURVE_HEADS, _curve_rows(result, rows), numeric=(1, 2))]
+        lines += ["", table(CURVE_HEADS, _curve_rows(result, rows), numeric=(1, 2, 3))]
     return "\n".join([*lines, "", LEGEND, *_remarks(result), "", f"report: {folder / 'report.html'}"])
 
 
@@ -58,10 +69,8 @@ def write(study: "StudyRecipe", result: "Comparison", folder: Path) -> None:
     with atomic(folder / "comparison.json") as temporary:
         temporary.write_text(as_json(study, result) + "\n")
     for i, (_, rows) in enumerate(_groups(result)):
-        figure, axes = new_figure(9, 4.5)
-        _draw(axes, rows, "sparsity", study)
         with atomic(folder / ("comparison.png" if i == 0 else f"comparison-{i + 1}.png")) as temporary:
-            figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight")
+            _over(rows, "sparsity", study).savefig(temporary, format="png", dpi=130, bbox_inches="tight")
     write_page(page(study, result), folder / "report.html")
 
 
@@ -73,18 +82,14 @@ def page(study: "StudyRecipe", result: "Comparison") -> Page:
     for title, rows in _groups(result):
         numeric = frozenset(range(1, 9))
         sections.append(Section(title, table=Table(HEADS, [_row(row, "★ ") for row in rows], numeric)))
-        for axis, caption in (
-            (
-                "sparsity",
-                "Accuracy against sparsity, with 95 % intervals over runs. Hollow: numbers of others, not rerun.",
-            ),
-            ("flops", "Accuracy against what the training would compute without products with zero weights."),
-            ("bytes", "Accuracy against the size of the sparse file."),
-        ):
-            figure, axes = new_figure(9, 4.5)
-            _draw(axes, rows, axis, study)
-            sections.append(Section("", figure=svg(figure), caption=caption))
-        curves = Table(CURVE_HEADS, _curve_rows(result, rows), frozenset((1, 2)))
+        for axis, caption in CAPTIONS.items():
+            sections.append(Section("", figure=svg(_over(rows, axis, study)), caption=caption))
+        for sparsity in dict.fromkeys(row.sparsity for row in rows if row.sparsity is not None):
+            marks = [mark for mark in _marks(rows) if mark.sparsity == sparsity]
+            figure, axes = new_figure(9, 1.2 + 0.24 * len(marks))
+            dots(axes, marks)
+            sections.append(Section(f"At {percent(sparsity)} zeros", figure=svg(figure), caption=DOTS))
+        curves = Table(CURVE_HEADS, _curve_rows(result, rows), frozenset((1, 2, 3)))
         sections.append(Section("Over all sparsities", table=curves))
     if study.published:
         rows_ = [(p.label, percent(p.sparsity), percent(p.accuracy, 2), p.source) for p in study.published]
@@ -137,11 +142,13 @@ def _row(row: "Row", mark: str) -> tuple[str, ...]:
 
 def _curve_rows(result: "Comparison", rows: "Sequence[Row]") -> list[tuple[str, ...]]:
     here = {(row.network, row.teacher) for row in rows}
+    side = {"at": "", "below": "< ", "above": "> "}
     return [
         (
             curve.label,
+            ", ".join(f"{100 * sparsity:.4g}" for sparsity in curve.sparsities) + " %",
             "–" if curve.area is None else percent(curve.area, 2),
-            "–" if curve.at_one_percent is None else percent(curve.at_one_percent),
+            "–" if (at := curve.one_point) is None else f"{side[at.side]}{percent(at.sparsity)}",
         )
         for curve in result.curves
         if (curve.network, curve.teacher) in here
@@ -160,54 +167,27 @@ def _remarks(result: "Comparison") -> list[str]:
     return lines
 
 
-def _draw(axes: Any, rows: "Sequence[Row]", axis: str, study: "StudyRecipe") -> None:
-    from matplotlib import colormaps
+def _marks(rows: "Sequence[Row]") -> list[Mark]:
+    return [
+        Mark(row.label, row.sparsity, row.accuracy.mean, row.accuracy.interval, row.tied, row.accuracy.n)
+        for row in rows
+        if row.sparsity is not None and row.accuracy is not None
+    ]
 
-    labels = list(dict.fromkeys(row.label for row in rows if row.sparsity is not None))
-    colors = {label: colormaps["tab20"](i % 20) for i, label in enumerate(labels)}
-    for label in labels:
-        points = [
-            (_place(row, axis), row.accuracy)
-            for row in rows
-            if row.label == label and row.sparsity is not None and row.accuracy is not None
-        ]
-        known = [(x, a) for x, a in points if x is not None]
-        ends = [(a.mean, a.mean) if a.interval is None else a.interval for _, a in known]
-        below = [a.mean - low for (_, a), (low, _) in zip(known, ends)]
-        above = [high - a.mean for (_, a), (_, high) in zip(known, ends)]
-        axes.errorbar(
-            [x for x, _ in known],
-            [a.mean for _, a in known],
-            yerr=[below, above],
-            fmt="o-",
-            markersize=4,
-            capsize=2,
-            color=colors[label],
-            label=label,
-        )
-    for row in rows:
-        if row.sparsity is None and row.accuracy is not None:
-            axes.axhline(row.accuracy.mean, color="#777777", linewidth=0.8)
-            axes.annotate(
-                f"{row.label} (dense)",
-                (0.01, row.accuracy.mean),
-                xycoords=("axes fraction", "data"),
-                fontsize=8,
-            )
-    if axis == "sparsity":
-        for point in study.published:
-            axes.plot([point.sparsity], [point.accuracy], "s", mfc="none", color="#777777")
-            axes.annotate(
-                f"{point.label} (others)", (point.sparsity, point.accuracy), fontsize=7, color="#777777"
-            )
-    words = {
-        "sparsity": "sparsity",
-        "flops": "training FLOPs without zeros",
-        "bytes": "bytes of the sparse file",
+
+def _over(rows: "Sequence[Row]", axis: str, study: "StudyRecipe") -> "Figure":
+    """Accuracy over sparsity, training FLOPs or file size."""
+    marks = _marks(rows)
+    dense = {
+        row.label: row.accuracy.mean for row in rows if row.sparsity is None and row.accuracy is not None
     }
-    axes.set(xlabel=words[axis], ylabel="test accuracy")
+    figure, axes = new_figure(9, 5.5)
+    if axis == "sparsity":
+        lines(axes, marks, dense, others=[(p.label, p.sparsity, p.accuracy) for p in study.published])
+    else:
+        values = {(row.label, row.sparsity or 0.0): getattr(row, axis) for row in rows}
+        known = [mark for mark in marks if values[mark.label, mark.sparsity] is not None]
+        lines(axes, known, dense, values)
+        axes.set(xscale="log", xlabel=WORDS[axis])
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-
-def _place(row: "Row", axis: str) -> float | None:
-    return {"sparsity": row.sparsity, "flops": row.sparse_flops, "bytes": row.bytes}[axis]
+    return figure
