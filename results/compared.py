@@ -67,6 +67,7 @@ def row_of(k: Key, planned: int, row: Row | None, runs: Sequence[Outcome]) -> di
         found["by_epoch"] = {
             "sparsity": [e["sparsity"] for e in epochs],
             "churn": [(e["turnover"] or {}).get("churn") for e in epochs],
+            "train_loss": [e["train_loss"] for e in epochs],
         }
     return {**values, **found}
 

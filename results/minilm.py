@@ -44,11 +44,15 @@ def folder() -> Path:
     return next(Path(spec.origin).parent.rglob("config.json")).parent
 
 
-def prose() -> list[str]:
-    """All different sentences of 8 to 40 words, sorted."""
-    text = " ".join(topics[key] for key in sorted(topics))
+def plain_sentences(text: str) -> list[str]:
+    """The sentences of 8 to 40 words without signs of code."""
     found = [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)]
-    return sorted({s for s in found if 8 <= len(s.split()) <= 40 and re.fullmatch(r"[\w\s,;:'()/.-]+", s)})
+    return [s for s in found if 8 <= len(s.split()) <= 40 and re.fullmatch(r"[\w\s,;:'()/.-]+", s)]
+
+
+def prose() -> list[str]:
+    """All different sentences, sorted."""
+    return sorted(set(plain_sentences(" ".join(topics[key] for key in sorted(topics)))))
 
 
 def sentences() -> list[str]:

@@ -4,11 +4,15 @@
 
 The 36 linear layers of the encoder are pruned in one shot, without labels or training, each to the same sparsity (and
 magnitude also in one ranking of them all). Embeddings of the held-out sentences of `results.minilm` are compared with
-the dense network's; the calibration sentences are others of the same prose, drawn anew for each seed, one sentence a
-pass, so that there is no padding. Each layer sees what the pruned layers before it make.
+the dense network's; the calibration sentences are of the docstrings of Python's standard library, drawn anew for each
+seed, those of one length together, so that there is no padding. Each layer sees what the pruned layers before it make.
 """
 
+import ast
 import copy
+import sysconfig
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from espalier.allocate import AbstractAllocation, Global, Uniform
 from espalier.layerwise import NM, AbstractLayerRule, SparseGPT, Wanda, prune_linears
 from espalier.pruning import prune
 from results._common import HERE, command, environment, once, summary, write_json
-from results.minilm import SENTENCES, compare, embed, folder, prose, sentences
+from results.minilm import SENTENCES, compare, embed, folder, plain_sentences, sentences
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8)
 SEEDS = (0, 1, 2)
@@ -33,12 +37,37 @@ Found = dict[tuple[str, str], list[Any]]
 ALLOCATIONS: dict[str, AbstractAllocation] = {"magnitude, uniform": Uniform(), "magnitude, global": Global()}
 
 
+@cache
+def docstrings() -> tuple[str, ...]:
+    """The sentences in them, sorted; of the modules at the top of the library and of its packages, tests left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    folders = [root, *(f for f in root.iterdir() if f.is_dir() and f.name not in ("site-packages", "test"))]
+    found: set[str] = set()
+    for path in (path for place in folders for path in place.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                paragraphs = (ast.get_docstring(node) or "").split("\n\n")
+                found |= {sentence for text in paragraphs for sentence in plain_sentences(text)}
+    return tuple(sorted(found - set(sentences())))
+
+
 def calibration(seed: int) -> list[str]:
-    """Sentences that are not held out."""
-    held = set(sentences())
-    rest = [sentence for sentence in prose() if sentence not in held]
-    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(seed))
-    return [rest[i] for i in order[:CALIBRATION].tolist()]
+    """Sentences that are not held out; others for another seed."""
+    known = docstrings()
+    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
+    return [known[i] for i in order[:CALIBRATION].tolist()]
+
+
+def batched(tokenizer: Any, chosen: list[str]) -> list[dict[str, Any]]:
+    """Sentences of one length together, the shortest first."""
+    by_length: dict[int, list[str]] = {}
+    for sentence in chosen:
+        length = len(tokenizer(sentence, truncation=True, max_length=64)["input_ids"])
+        by_length.setdefault(length, []).append(sentence)
+    return [
+        dict(tokenizer(by_length[length], truncation=True, max_length=64, return_tensors="pt"))
+        for length in sorted(by_length)
+    ]
 
 
 def main() -> None:
@@ -66,10 +95,7 @@ def main() -> None:
         print(way, label, found[way, label][-1], flush=True)
 
     for seed in SEEDS:  # kill it anywhere: what is there is not made again
-        batches = [
-            dict(tokenizer(sentence, truncation=True, max_length=64, return_tensors="pt"))
-            for sentence in calibration(seed)
-        ]
+        batches = batched(tokenizer, calibration(seed))
         for target in targets:
             if seed == SEEDS[0] and not isinstance(target, NM):
                 for way, allocation in ALLOCATIONS.items():

@@ -94,6 +94,16 @@ def test_from_a_trained_network_with_and_without_it_as_teacher(run: Run, tmp_pat
     assert rows[4]["flops"] > rows[1]["flops"]
 
 
+def test_another_checkpoint_under_the_same_name_makes_other_runs(study: Path, tmp_path: Path):
+    study.write_text(STUDY.replace("limit: 100}", "limit: 100}, start: dense.safetensors"))
+
+    def digests() -> list[str]:
+        save_checkpoint(tmp_path / "dense.safetensors", DigitsCNN().state_dict())
+        return [cell.digest for cell in gather(YamlFile(study, StudyRecipe), None)[0].cells()]
+
+    assert not set(digests()) & set(digests())
+
+
 def test_tuned(run: Run, tmp_path: Path):
     pytest.importorskip("optuna")
     text = (

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from results import calibration, compared, figures
+from results import calibration, compared, figures, minilm, minilm_layerwise
 from results.pages import compared as compared_page
 from results.pages import gpu, resnet_cifar, variants
 from results.pages._shared import HERE, load
@@ -113,12 +113,36 @@ def studies() -> Quoted:
         for row in load("compared-lenet5")["rows"]  # type: ignore[index]
     }
     rows = load("compared-resnet20")["rows"]  # type: ignore[index]
-    seed = {(row["label"], row["sparsity"]): 100 * row["by_seed"]["0"] for row in rows if row["n"]}
+    seed = {
+        (row["label"], row["sparsity"]): 100 * row["by_seed"]["0"]
+        for row in rows
+        if row["n"] and not row["teacher"]
+    }
     with_it, without = (
         ", ".join(f"{seed[label, s]:.1f}" for s in (0.9, 0.95, 0.98))
         for label in ("target gRDA rescaled", "target gRDA")
     )
     yield "directional-training", f"had {with_it} % with it and {without} % without (one seed)"
+    taught = {(row["label"], row["sparsity"]): row for row in rows if row["n"] and row["teacher"]}
+    theirs, ours = (
+        [100 * taught[label, s]["by_seed"]["0"] for s in (0.9, 0.95, 0.98)]
+        for label in ("gradual magnitude", "target gRDA")
+    )
+    yield (
+        "how-to-choose",
+        f"one seed, at 90 and 95 %: {theirs[0]:.1f} and {theirs[1]:.1f} %, `target-grda` {ours[0]:.1f} and "
+        f"{ours[1]:.1f}; at 98 % {theirs[2]:.1f} and {ours[2]:.1f}",
+    )
+    layers = load("minilm_layerwise")["curves"]  # type: ignore[index]
+    cosine = {
+        way: next(p["embedding_cosine"]["mean"] for p in points if p["target"] == "0.6")
+        for way, points in layers.items()
+    }
+    yield (
+        "how-to-choose",
+        f"a cosine of {cosine['SparseGPT']:.2f} to their own, Wanda {cosine['Wanda']:.2f}, magnitude "
+        f"{cosine['magnitude, global']:.2f}",
+    )
     once, first = seed["one-shot magnitude", 0.9], seed["target gRDA", 0.9]
     yield "how-to-choose", f"one seed, at 90 %: {once:.1f} %, not told from the first, {first:.1f} %"
     ours, ramp, once, paper = (
@@ -250,3 +274,21 @@ def test_commands_that_wait_for_a_gpu_are_commands(words: list[str]) -> None:
         find_recipe(found["recipe"])
     else:
         assert found["model"] in gpu.TRAINED
+
+
+def test_rescaling_fits_the_teacher_better_in_each_pair() -> None:
+    rows = load("compared-resnet20-taught")["rows"]  # type: ignore[index]
+    loss = {r["label"]: r["by_epoch"]["train_loss"][-1] for r in rows if r["n"] and r["sparsity"] == 0.9}
+    assert loss["target gRDA rescaled"] < loss["target gRDA"]
+    assert loss["target gRDA rescaled to 0.5"] < loss["target gRDA to 0.5"]
+    assert loss["ST-3"] < loss["ST-3 without rescaling"]
+    assert loss["STR"] < loss["target gRDA rescaled"], "said to fit as well without"
+    emptied = {r["label"] for r in rows if r["n"] and r["sparsity"] == 0.98 and r["emptied"]}
+    assert emptied == {"target gRDA rescaled", "ST-3"}
+
+
+def test_every_seed_draws_its_own_calibration_sentences() -> None:
+    one, other = set(minilm_layerwise.calibration(0)), set(minilm_layerwise.calibration(1))
+    assert len(one) == len(other) == minilm_layerwise.CALIBRATION
+    assert len(one & other) < len(one) / 10, "draws that are nearly the same say nothing about the spread"
+    assert not (one | other) & set(minilm.sentences())

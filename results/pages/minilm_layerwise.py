@@ -14,25 +14,27 @@ COLORS = {
 }
 
 
+def cell(point: dict[str, Any] | None) -> str:
+    """Cosine ± standard deviation over draws / same nearest (draws)."""
+    if point is None:
+        return "not run"
+    cosine = point["embedding_cosine"]
+    spread = f" ± {cosine['sd']:.3f}" if "sd" in cosine else ""
+    return f"{cosine['mean']:.3f}{spread} / {percent(point['same_nearest']['mean'], 0)} ({point['n']})"
+
+
 def section(result: dict[str, Any]) -> str:
     curves = result["curves"]
     targets = list(dict.fromkeys(point["target"] for points in curves.values() for point in points))
-    rows = [["cosine of embeddings / same nearest %", *targets]]
+    heads = [t if ":" in t else f"{percent(float(t), 0)} % zeros" for t in targets]
+    rows = [["cosine of embeddings / same nearest %", *heads]]
     for way in COLORS:
         by = {point["target"]: point for point in curves.get(way, [])}
-        cells = []
-        for target in targets:
-            p = by.get(target)
-            cells.append(
-                "not run"
-                if p is None
-                else f"{p['embedding_cosine']['mean']:.3f} / {percent(p['same_nearest']['mean'], 0)} (n = {p['n']})"
-            )
-        rows.append([way, *cells])
+        rows.append([way, *(cell(by.get(target)) for target in targets)])
     return f"""{markdown(rows)}
 
-One shot, no training: {result["calibration"]} sentences to calibrate, {result["sentences"]} others to measure; n counts
-the draws of calibration sentences. Linear layers of the encoder; every layer at the target, but for the global row.
+One shot, no training: {result["calibration"]} sentences of docstrings to calibrate, {result["sentences"]} of the
+language reference to measure; ± is the standard deviation over the draws of calibration sentences, in brackets their number. Linear layers of the encoder; every layer at the target, but for the global row.
 
 ![Embeddings of MiniLM, pruned layer by layer](minilm_layerwise.png)"""
 

@@ -8,19 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from espalier.methods import TargetGRDA
+from espalier.report.plot_compare import lines, ranked
 from results._common import summary
 from results.pages import compared
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, load, markdown, percent
 
-METHODS = {
-    "target gRDA": LEAF,
-    "target gRDA to 0.9": "#009e73",
-    "target gRDA rescaled": "#7fb800",
-    "paper gRDA": SKY,
-    "gradual magnitude": BARK,
-    "one-shot magnitude": "#111111",
-    "ST-3": "#aa3377",
-}
+METHODS = (
+    *("target gRDA", "target gRDA to 0.9", "target gRDA rescaled", "paper gRDA"),
+    *("gradual magnitude", "one-shot magnitude", "ST-3"),
+)
 ENDS = {"end 0.5": BARK, "end 0.7": SKY, "end 0.9": LEAF, "end 1": GREY}
 CHANCE = 0.2  # an accuracy of ten classes below this is no learning
 Rows = Sequence[dict[str, Any]]
@@ -243,22 +239,15 @@ def strength(result: dict[str, Any]) -> str:
 
 
 def along(axes: Sequence[Axes], result: dict[str, Any]) -> None:
-    """Accuracy against sparsity, density and churn by epoch, of the methods of the comparison."""
-    for label, color in METHODS.items():
-        rows = [compared.found(result["rows"], label, s) for s in result["sparsities"]]
-        known = [row for row in rows if row and row["n"]]
-        if not known:
-            continue
-        x, y = [r["sparsity"] for r in known], [r["mean"] for r in known]
-        axes[0].errorbar(x, y, yerr=[r["half"] or 0.0 for r in known], fmt="o-", color=color, label=label)
-        for row in known:
-            if row["sparsity"] == compared.CHOSEN:
-                by_epoch(axes[1:], row["by_epoch"]["sparsity"], row["by_epoch"]["churn"], color)
-    axes[0].set(xlabel="sparsity", ylabel="test accuracy")
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(max(low, 0), min(high, 1))
-    if axes[0].has_data():
-        axes[0].legend(frameon=False, fontsize=8)
+    """Accuracy over sparsity, density and churn by epoch, of the methods of the comparison."""
+    known = [mark for mark in compared.marks(result) if mark.label in METHODS]
+    lines(axes[0], known, {})
+    if known:
+        axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    for i, label in enumerate(ranked(known)):
+        row = compared.found(result["rows"], label, compared.CHOSEN)
+        if row and row["n"]:
+            by_epoch(axes[1:], row["by_epoch"]["sparsity"], row["by_epoch"]["churn"], f"C{i}")
 
 
 def by_epoch(

@@ -145,6 +145,7 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
     from espalier.data import Dataset
     from espalier.models import width_for
     from espalier.selection import select
+    from espalier.train.state import tensors_digest
 
     entry = file.value.networks[index]
 
@@ -155,7 +156,9 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
     at = file.at("networks", index, "start")
     start = None if entry.start is None else file.path.parent / os.path.expandvars(entry.start)
     if start is not None and "$" in str(start):
-        raise EspalierError(f"{at}: {entry.start} has a variable that is not set: set it, or write the path out")
+        raise EspalierError(
+            f"{at}: {entry.start} has a variable that is not set: set it, or write the path out"
+        )
     if start is not None and not start.exists():
         raise EspalierError(f"{at}: there is no {start}")
 
@@ -178,8 +181,8 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
         return names.fresh(lambda: make(width), seed)
 
     source: dict[str, Any] = {"model": entry.model, "data": entry.data.model_dump()}
-    if start is not None:
-        source["start"] = start.name
+    if start is not None:  # its weights, so that another checkpoint under its name makes other runs
+        source |= {"start": start.name, "weights": tensors_digest(open_checkpoint(start))}
     parent = None if start is None else trained
     return Network(entry.name or entry.model, build, data, parent, smaller, source)
 

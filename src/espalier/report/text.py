@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,17 +32,33 @@ def table(
 ) -> str:
     """A plain table. Columns in `numeric` are set flush right; only those in `wrap` are broken into lines.
 
-    As wide as the terminal (at least 100 columns) if something wraps, else as wide as it has to be.
+    As wide as the terminal (at least 100 columns) if something wraps, else as wide as it has to be; heads are broken
+    into lines where it would be wider than the terminal.
     """
+    limit = max(Console().width, 100)
+    grid = _grid(heads, rows, numeric, wrap)
+    if Console(width=1000).measure(grid).maximum > limit:
+        cells = [max((len(row[column]) for row in rows), default=0) for column in range(len(heads))]
+        broken = [
+            "\n".join(textwrap.wrap(head, max(8, width), break_long_words=False))
+            for head, width in zip(heads, cells)
+        ]
+        grid = _grid(broken, rows, numeric, wrap)
+    buffer = io.StringIO()
+    width = limit if wrap else 1000
+    Console(file=buffer, width=width, color_system=None, markup=False, highlight=False).print(grid)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def _grid(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int], wrap: Sequence[int]
+) -> Table:
     grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column, head in enumerate(heads):
         grid.add_column(head, justify="right" if column in numeric else "left", no_wrap=column not in wrap)
     for row in rows:
         grid.add_row(*row)
-    buffer = io.StringIO()
-    width = max(Console().width, 100) if wrap else 1000
-    Console(file=buffer, width=width, color_system=None, markup=False, highlight=False).print(grid)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    return grid
 
 
 def dump(value: Any) -> str:
