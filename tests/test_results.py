@@ -124,14 +124,14 @@ def studies() -> Quoted:
     )
     yield "directional-training", f"had {with_it} % with it and {without} % without (one seed)"
     taught = {(row["label"], row["sparsity"]): row for row in rows if row["n"] and row["teacher"]}
-    theirs, ours = (
+    gradual, grda = (
         [100 * taught[label, s]["by_seed"]["0"] for s in (0.9, 0.95, 0.98)]
         for label in ("gradual magnitude", "target gRDA")
     )
     yield (
         "how-to-choose",
-        f"one seed, at 90 and 95 %: {theirs[0]:.1f} and {theirs[1]:.1f} %, `target-grda` {ours[0]:.1f} and "
-        f"{ours[1]:.1f}; at 98 % {theirs[2]:.1f} and {ours[2]:.1f}",
+        f"one seed, at 90 and 95 %: {gradual[0]:.1f} and {gradual[1]:.1f} %, `target-grda` {grda[0]:.1f} and "
+        f"{grda[1]:.1f}; at 98 % {gradual[2]:.1f} and {grda[2]:.1f}",
     )
     layers = load("minilm_layerwise")["curves"]  # type: ignore[index]
     cosine = {
