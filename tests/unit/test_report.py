@@ -36,6 +36,13 @@ def test_table_sets_numbers_flush_right_and_breaks_only_where_told() -> None:
     assert len(table(("name", "why"), [("a", long)]).splitlines()) == 3
 
 
+def test_heads_are_broken_only_where_the_table_would_be_wider_than_the_terminal() -> None:
+    heads = [f"quite a long head {i}" for i in range(9)]
+    lines = table(heads, [["1"] * 9]).splitlines()
+    assert max(map(len, lines)) <= 100 and lines[0].split("   ") == ["quite a"] * 9
+    assert heads[0] in table(heads[:2], [["1"] * 2])
+
+
 def test_curve_falls_from_the_top_left_to_the_bottom_right() -> None:
     lines = braille_curve([0.0, 1.0], [1.0, 0.0], {"M": (0.5, 0.5)}, width=20, height=10).splitlines()
     assert len(lines) == 12
