@@ -46,6 +46,7 @@ def test_a_study(run: Run, study: Path, tmp_path: Path):
     dense, *pruned = found["rows"]
     assert (dense["label"], dense["sparsity"]) == ("dense", None)
     assert [r["sparsity"] for r in pruned] == [0.8, 0.8, 0.9, 0.9]
+    assert {r["label"] for r in pruned[:2]} == {"gradual", "floored"}
     assert pruned[0]["best"] and pruned[0]["accuracy"]["mean"] >= pruned[1]["accuracy"]["mean"]
     assert [r["label"] for r in pruned[2:]] == ["gradual", "floored"], "what failed comes last"
     assert found["rows"][1]["reached"] == pytest.approx(0.8, abs=1e-4)

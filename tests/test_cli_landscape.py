@@ -116,7 +116,8 @@ def test_functions_with_dropout_in_the_network(run: Run, files: Path):
     assert code == 0 and json.loads(out)["pairs"][0]["agreement"] == 1
 
 
-def test_norms_and_topology(run: Run, files: Path):
+def test_norms_and_topology(run: Run, files: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal breaks the heads of tables
     code, out, _ = run(
         "landscape", "norms", *named("c", "pruned"), "--png", "n.png", "--html", "n.html", "--json"
     )
@@ -125,7 +126,7 @@ def test_norms_and_topology(run: Run, files: Path):
     assert dense["sparsity"] == 0 and 0.4 < sparse["sparsity"] < 0.6
     assert run("landscape", "norms", *named("c"))[0] == 0
     code, out, _ = run("landscape", "topology", *named("pruned", "c"), "--png", "t.png", "--html", "t.html")
-    assert code == 0 and "without use" in " ".join(out.split()) and "(Jaccard)" in out
+    assert code == 0 and "inputs without use" in out and "of independent masks" in out
     _, out, _ = run("landscape", "topology", *named("pruned", "c"), "--json")
     overlap = json.loads(out)["overlaps"][0]["tensors"][0]
     assert overlap["lost"] == 0 and overlap["jaccard"] == pytest.approx(overlap["chance"])

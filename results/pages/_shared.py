@@ -33,6 +33,11 @@ def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}"
 
 
+def spread(found: dict[str, Any], show: Callable[[float], str] = percent) -> str:
+    """Mean ± standard deviation, where there is more than one run."""
+    return show(found["mean"]) + (f" ± {show(found['sd'])}" if "sd" in found else "")
+
+
 def markdown(rows: Table) -> str:
     """Rows of text as a Markdown table; the first is the head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from espalier.report.compare import SIDES
 from espalier.report.plot_compare import Mark, dots, lines
 from results.pages._shared import HERE, Chapter, Table, markdown, percent
 
@@ -101,7 +102,7 @@ def one_point(curve: dict[str, Any] | None) -> str:
     if curve is None or curve["one_point"] is None:
         return "–"
     at = curve["one_point"]
-    return {"at": "", "below": "< ", "above": "> "}[at["side"]] + percent(at["sparsity"], 1)
+    return SIDES[at["side"]] + percent(at["sparsity"], 1)
 
 
 def ends(row: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from espalier.report.page import new_figure
-from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, markdown, percent
+from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, markdown, percent, spread
 
 COLORS = {
     "SparseGPT": LEAF,
@@ -18,9 +18,8 @@ def cell(point: dict[str, Any] | None) -> str:
     """Cosine ± standard deviation over draws / same nearest (draws)."""
     if point is None:
         return "not run"
-    cosine = point["embedding_cosine"]
-    spread = f" ± {cosine['sd']:.3f}" if "sd" in cosine else ""
-    return f"{cosine['mean']:.3f}{spread} / {percent(point['same_nearest']['mean'], 0)} ({point['n']})"
+    cosine = spread(point["embedding_cosine"], "{:.3f}".format)
+    return f"{cosine} / {percent(point['same_nearest']['mean'], 0)} ({point['n']})"
 
 
 def section(result: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from espalier.methods import TargetGRDA
 from espalier.report.plot_compare import lines, ranked
 from results._common import summary
 from results.pages import compared
-from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, load, markdown, percent
+from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, load, markdown, percent, spread
 
 METHODS = (
     *("target gRDA", "target gRDA to 0.9", "target gRDA rescaled", "paper gRDA"),
@@ -26,9 +26,7 @@ def cell(row: dict[str, Any] | None) -> str:
     """Mean ± standard deviation (n) of the accuracy."""
     if row is None:
         return "not run"
-    found = row["accuracy"]
-    spread = f" ± {percent(found['sd'])}" if "sd" in found else ""
-    return f"{percent(found['mean'])}{spread} ({found['n']})"
+    return f"{spread(row['accuracy'])} ({row['accuracy']['n']})"
 
 
 def reached(row: dict[str, Any] | None) -> str:

@@ -1,6 +1,8 @@
 import json
 import math
 
+from espalier.report.page import new_figure
+from espalier.report.plot_compare import Mark, dots, lines
 from espalier.report.plot_text import braille_curve
 from espalier.report.text import dump, percent, size, table
 
@@ -41,6 +43,17 @@ def test_heads_are_broken_only_where_the_table_would_be_wider_than_the_terminal(
     lines = table(heads, [["1"] * 9]).splitlines()
     assert max(map(len, lines)) <= 100 and lines[0].split("   ") == ["quite a"] * 9
     assert heads[0] in table(heads[:2], [["1"] * 2])
+
+
+def test_a_comparison_in_which_nothing_errs_is_drawn() -> None:
+    marks = [Mark("a", sparsity, 1.0, None, True, 1) for sparsity in (0.8, 0.9)]
+    axes = [new_figure()[1] for _ in range(3)]
+    lines(axes[0], marks, {"dense": 1.0})
+    lines(axes[1], [], {})
+    dots(axes[2], marks[:1])
+    low, high = axes[0].get_ylim()
+    assert low > high > 0
+    assert all(high <= y <= low for line in axes[0].lines[:1] for y in line.get_ydata())
 
 
 def test_curve_falls_from_the_top_left_to_the_bottom_right() -> None:

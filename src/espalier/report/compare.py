@@ -28,6 +28,8 @@ HEADS = (
     "file",
 )
 CURVE_HEADS = ("method", "sparsities", "area under the curve", "1 point lost at")
+SIDES = {"at": "", "below": "< ", "above": "> "}
+"""How a crossing outside what was measured is marked."""
 WORDS = {"sparse_flops": "training FLOPs without zeros", "bytes": "bytes of the sparse file"}
 SCALE = "Scales are logarithmic in the distance from 100 %."
 CAPTIONS = {
@@ -84,8 +86,9 @@ def page(study: "StudyRecipe", result: "Comparison") -> Page:
         sections.append(Section(title, table=Table(HEADS, [_row(row, "★ ") for row in rows], numeric)))
         for axis, caption in CAPTIONS.items():
             sections.append(Section("", figure=svg(_over(rows, axis, study)), caption=caption))
-        for sparsity in dict.fromkeys(row.sparsity for row in rows if row.sparsity is not None):
-            marks = [mark for mark in _marks(rows) if mark.sparsity == sparsity]
+        drawn = _marks(rows)
+        for sparsity in dict.fromkeys(mark.sparsity for mark in drawn):
+            marks = [mark for mark in drawn if mark.sparsity == sparsity]
             figure, axes = new_figure(9, 1.2 + 0.24 * len(marks))
             dots(axes, marks)
             sections.append(Section(f"At {percent(sparsity)} zeros", figure=svg(figure), caption=DOTS))
@@ -142,13 +145,12 @@ def _row(row: "Row", mark: str) -> tuple[str, ...]:
 
 def _curve_rows(result: "Comparison", rows: "Sequence[Row]") -> list[tuple[str, ...]]:
     here = {(row.network, row.teacher) for row in rows}
-    side = {"at": "", "below": "< ", "above": "> "}
     return [
         (
             curve.label,
             ", ".join(f"{100 * sparsity:.4g}" for sparsity in curve.sparsities) + " %",
             "–" if curve.area is None else percent(curve.area, 2),
-            "–" if (at := curve.one_point) is None else f"{side[at.side]}{percent(at.sparsity)}",
+            "–" if (at := curve.one_point) is None else f"{SIDES[at.side]}{percent(at.sparsity)}",
         )
         for curve in result.curves
         if (curve.network, curve.teacher) in here

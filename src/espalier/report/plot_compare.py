@@ -147,7 +147,7 @@ def _from_one(
     """
     away = [1 - value for value in values]
     least = min((distance for distance in away if distance > 0), default=0.01) / 1.2
-    most = min(1.0, max(away, default=1.0) * 1.2)
+    most = min(1.0, max([*away, 1.2 * least]) * 1.2)  # wider than a point, also where nothing errs
     axis = axes.xaxis if letter == "x" else axes.yaxis
     axes.set(**{f"{letter}scale": "log", f"{letter}lim": (most, least)})
     decades = math.log10(most / least)
