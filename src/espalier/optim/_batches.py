@@ -18,8 +18,8 @@ States = MutableMapping[Tensor, dict[str, Any]]
 def start(group: Group, parameter: Tensor, state: dict[str, Any]) -> None:
     """Make what is missing of the state of a parameter that has a gradient."""
     master = wide(parameter.dtype)
-    thresholded = group["law"].dual and not group["frozen"] and prunes(group, parameter)
-    if "latent" not in state and "mask" not in state and (thresholded or master):
+    latent = group["law"].dual and not group["frozen"] and prunes(group, parameter) and "mask" not in state
+    if "latent" not in state and (latent or master):
         state["latent"] = parameter.detach().clone().to(master or parameter.dtype)
     for buffer in buffers(group):
         if buffer not in state:

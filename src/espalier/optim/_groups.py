@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from espalier.optim._kernels import Base, Kind, Threshold
-from espalier.optim.laws import AbstractPathLaw, Clock
+from espalier.optim.laws import AbstractPathLaw, Clock, TargetSparsity
 from espalier.optim.options import effective_rate
 
 Group = dict[str, Any]
@@ -36,7 +36,7 @@ def wide(dtype: torch.dtype) -> torch.dtype | None:
 
 def buffers(group: Group) -> tuple[str, ...]:
     """Names of the base step's buffers."""
-    if group["betas"] is not None:
+    if group.get("betas") is not None:
         return ("exp_avg", "exp_avg_sq")
     return ("momentum_buffer",) if group["momentum"] else ()
 
@@ -53,7 +53,7 @@ def tick(group: Group) -> None:
 
 def threshold_of(group: Group, state: dict[str, Any]) -> Threshold:
     """The threshold of one parameter; a number where that needs no wait for the device."""
-    if "threshold" in state:
+    if "threshold" in state and isinstance(group["law"], TargetSparsity):
         return _readable(state["threshold"])
     if "ceiling" not in state:
         return float(group["threshold"])
@@ -82,7 +82,7 @@ def base_step(group: Group, kind: Kind) -> Base:
         lr=lr,
         momentum=group["momentum"],
         nesterov=group["nesterov"],
-        betas=group["betas"],
+        betas=group.get("betas"),
         eps=group["eps"],
         coupled=decay if group["decay"] == "coupled" else 0.0,
         shrink=1 - lr * decay if group["decay"] == "decoupled" else 1.0,

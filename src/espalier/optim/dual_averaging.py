@@ -131,11 +131,11 @@ class DualAveraging(Optimizer):
         compiled: bool = False,
     ) -> None:
         options: dict[str, Any] = {
+            **({} if betas is None else {"betas": betas}),  # torch's schedulers take its presence for Adam
             "lr": lr,
             "law": law,
             "momentum": momentum,
             "nesterov": nesterov,
-            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "decay": decay,
@@ -171,7 +171,7 @@ class DualAveraging(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step. The host never waits for the device, but for one count when a target first applies.
+        """Take one step. The host never waits for the device, but for a count before a target's first search.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -231,10 +231,10 @@ class DualAveraging(Optimizer):
     def _search(self, law: TargetSparsity, groups: list[Group]) -> None:
         """Thresholds of a pool at this step, if they are due."""
         step = groups[0]["steps"]
-        if step != 1 and not law.due(step):
+        if step != 1 and not law.due(step) and step < law.steps:
             return
         members, caps = self._pooled(groups)
-        if members and step == 1:
+        if members and (step == 1 or not any("threshold" in member.state for member in members)):
             _members.check_target(law, members, caps)
         if members and law.due(step):
             _members.set_thresholds(law, members, caps, step)

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import ClassVar
 
 from espalier._errors import EspalierError
@@ -48,17 +49,26 @@ class AbstractPathLaw(ABC):
         """The threshold at this step, >= 0."""
 
 
-def _nonnegative(law: str, **values: float) -> None:
-    """Refuse negative, infinite and NaN hyper-parameters, naming the first."""
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise EspalierError(f"`{name}` of {law} is {value}; it must be a number >= 0")
+def _nonnegative(law: AbstractPathLaw, *names: str) -> None:
+    """Refuse what is no number >= 0, naming the first, and make plain floats of the others.
+
+    Plain, since they enter the saved state, which is to be read with `weights_only=True`, and the law's `repr`, which
+    tells whether a state belongs to it.
+    """
+    for name in names:
+        value = getattr(law, name)
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise EspalierError(f"`{name}` of {type(law).__name__} is {value!r}; it must be a number >= 0")
+        object.__setattr__(law, name, float(value))
 
 
-def _check_mu(law: str, mu: float) -> None:
+def _check_mu(law: "PowerLaw | TimePowerLaw") -> None:
     """Refuse a power that is no power in [0, 1]."""
-    if not 0 <= mu <= 1:
-        raise EspalierError(f"`mu` of {law} is {mu}; it must be in [0, 1] (the paper uses 0.4 to 0.85)")
+    if not isinstance(law.mu, Real) or not 0 <= law.mu <= 1:
+        raise EspalierError(
+            f"`mu` of {type(law).__name__} is {law.mu!r}; it must be in [0, 1] (the paper uses 0.4 to 0.85)"
+        )
+    object.__setattr__(law, "mu", float(law.mu))
 
 
 def _power_step(before: float, after: float, power: float) -> float:
@@ -90,8 +100,8 @@ class PowerLaw(AbstractPathLaw):
     mu: float
 
     def __post_init__(self) -> None:
-        _nonnegative("PowerLaw", c=self.c)
-        _check_mu("PowerLaw", self.mu)
+        _nonnegative(self, "c")
+        _check_mu(self)
 
     def threshold(self, clock: Clock) -> float:
         """Give g_n of the formula above."""
@@ -119,8 +129,8 @@ class TimePowerLaw(AbstractPathLaw):
     mu: float
 
     def __post_init__(self) -> None:
-        _nonnegative("TimePowerLaw", c=self.c)
-        _check_mu("TimePowerLaw", self.mu)
+        _nonnegative(self, "c")
+        _check_mu(self)
 
     def threshold(self, clock: Clock) -> float:
         """Give g_n of the formula above."""
@@ -144,7 +154,7 @@ class LinearLaw(AbstractPathLaw):
     penalty: float
 
     def __post_init__(self) -> None:
-        _nonnegative("LinearLaw", penalty=self.penalty)
+        _nonnegative(self, "penalty")
 
     def threshold(self, clock: Clock) -> float:
         """Give g_n of the formula above."""
@@ -165,7 +175,7 @@ class ConstantLaw(AbstractPathLaw):
     value: float
 
     def __post_init__(self) -> None:
-        _nonnegative("ConstantLaw", value=self.value)
+        _nonnegative(self, "value")
 
     def threshold(self, clock: Clock) -> float:
         """Give g_n of the formula above."""
@@ -190,7 +200,7 @@ class Lasso(AbstractPathLaw):
     dual: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _nonnegative("Lasso", penalty=self.penalty)
+        _nonnegative(self, "penalty")
 
     def threshold(self, clock: Clock) -> float:
         """Give g_n of the formula above."""
@@ -233,10 +243,15 @@ class TargetSparsity:
     dual: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
+        if not isinstance(self.sparsity, Real) or not 0 <= self.sparsity < 1:
             raise EspalierError(
-                f"`sparsity` is {self.sparsity}; it is a fraction in [0, 1): 0.9 for nine zeros in ten"
+                f"`sparsity` is {self.sparsity!r}; it is a fraction in [0, 1): 0.9 for nine zeros in ten"
             )
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+        for name in ("steps", "warmup", "every"):
+            count = getattr(self, name)
+            if count is not None and not isinstance(count, Integral):
+                raise EspalierError(f"`{name}` is {count!r}; it counts steps, so it must be a whole number")
         if self.warmup < 0:
             raise EspalierError(f"`warmup` is {self.warmup}; it counts steps, so it must be >= 0")
         if self.steps <= self.warmup:

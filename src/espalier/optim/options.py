@@ -1,6 +1,8 @@
 """What a parameter group may say, each mistake with its own message."""
 
 import math
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,10 +14,14 @@ from espalier.optim.stopping import Settled
 
 DECAYS = ("coupled", "decoupled", "prox")
 SCOPES = ("weights", "paper")
+_OF_LAWS = ("c", "mu", "penalty")  # hyper-parameters of laws, not of groups
 
 
 def check_group(group: dict[str, Any]) -> None:
     """Raise `EspalierError` for the first option of a parameter group that cannot be used."""
+    for key in _OF_LAWS:
+        if key in group:
+            raise EspalierError(f"a group has `{key}`, which no step reads; give the group a `law` with it")
     if not isinstance(group["law"], Law):
         raise EspalierError(f"`law` is {group['law']!r}; give a law, such as PowerLaw(c=0.005, mu=0.51)")
     _check_rate(group["lr"])
@@ -29,8 +35,10 @@ def check_group(group: dict[str, Any]) -> None:
         raise EspalierError(
             f"`prune` is {group['prune']!r}; it must be True, False, or None to decide by `scope`"
         )
-    if not 0 <= group["min_kept"] < 1:
-        raise EspalierError(f"`min_kept` is {group['min_kept']}; it is a fraction of each tensor, in [0, 1)")
+    if not isinstance(group["min_kept"], Real) or not 0 <= group["min_kept"] < 1:
+        raise EspalierError(
+            f"`min_kept` is {group['min_kept']!r}; it is a fraction of each tensor, in [0, 1)"
+        )
     if group["min_kept"] and not group["law"].dual:
         raise EspalierError(
             "`min_kept` needs a law with a latent; Lasso has none, so lower its penalty instead"
@@ -52,25 +60,27 @@ def _check_rate(lr: Any) -> None:
 
 def _check_base(group: dict[str, Any]) -> None:
     """Momentum or betas, not both, each in range."""
-    momentum, betas = group["momentum"], group["betas"]
-    if not 0 <= momentum < 1:
-        raise EspalierError(f"`momentum` is {momentum}; it must be in [0, 1)")
+    momentum, betas = group["momentum"], group.get("betas")
+    if not isinstance(momentum, Real) or not 0 <= momentum < 1:
+        raise EspalierError(f"`momentum` is {momentum!r}; it must be in [0, 1)")
     if group["nesterov"] and momentum == 0:
         raise EspalierError("`nesterov` needs a `momentum` above 0")
     if betas is None:
         return
     if momentum:
         raise EspalierError("`betas` (Adam-type steps) and `momentum` exclude each other; set one of them")
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise EspalierError(f"`betas` is {betas}; it must be two numbers in [0, 1), such as (0.9, 0.999)")
-    if not group["eps"] > 0:
-        raise EspalierError(f"`eps` is {group['eps']}; it must be above 0")
+    pair = isinstance(betas, Sequence) and len(betas) == 2
+    if not pair or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in betas):
+        raise EspalierError(f"`betas` is {betas!r}; it must be two numbers in [0, 1), such as (0.9, 0.999)")
+    if not isinstance(group["eps"], Real) or not group["eps"] > 0:
+        raise EspalierError(f"`eps` is {group['eps']!r}; it must be above 0")
 
 
 def _check_decay(group: dict[str, Any]) -> None:
     """Weight decay is a strength and a place."""
-    if not 0 <= group["weight_decay"] < math.inf:
-        raise EspalierError(f"`weight_decay` is {group['weight_decay']}; it must be a number >= 0")
+    strength = group["weight_decay"]
+    if not isinstance(strength, Real) or not 0 <= strength < math.inf:
+        raise EspalierError(f"`weight_decay` is {strength!r}; it must be a number >= 0")
     if group["decay"] not in DECAYS:
         raise EspalierError(
             f"`decay` is {group['decay']!r}; it must be one of {', '.join(map(repr, DECAYS))}"

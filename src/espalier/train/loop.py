@@ -157,6 +157,10 @@ class _Run:
         }
         if masks is None and not isinstance(method, Dense):
             self.spec |= {"method": repr(method), "sparsity": "none" if sparsity is None else sparsity}
+        if masks is None and self.names != (usual := _names(model, method)):
+            self.spec["parameters"] = (
+                f"{len(self.names)} of {len(usual)} ({digest_of({'names': self.names})})"
+            )
         self.scheduler = scheduler(training, self.optimizer, self.steps_per_epoch, self.rule.position)
         self.gauge = Gauge(model, self.held_out, self.names, parent, masks)
         self.epochs: list[Epoch] = []
