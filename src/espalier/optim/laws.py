@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 from espalier._errors import EspalierError
 from espalier.optim.schedules import CUBIC, AbstractSchedule
@@ -49,6 +49,11 @@ class AbstractPathLaw(ABC):
         """The threshold at this step, >= 0."""
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number, NumPy's included."""
+    return isinstance(value, Real)
+
+
 def _nonnegative(law: AbstractPathLaw, *names: str) -> None:
     """Refuse what is no number >= 0, naming the first, and make plain floats of the others.
 
@@ -57,14 +62,14 @@ def _nonnegative(law: AbstractPathLaw, *names: str) -> None:
     """
     for name in names:
         value = getattr(law, name)
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise EspalierError(f"`{name}` of {type(law).__name__} is {value!r}; it must be a number >= 0")
         object.__setattr__(law, name, float(value))
 
 
 def _check_mu(law: "PowerLaw | TimePowerLaw") -> None:
     """Refuse a power that is no power in [0, 1]."""
-    if not isinstance(law.mu, Real) or not 0 <= law.mu <= 1:
+    if not is_number(law.mu) or not 0 <= law.mu <= 1:
         raise EspalierError(
             f"`mu` of {type(law).__name__} is {law.mu!r}; it must be in [0, 1] (the paper uses 0.4 to 0.85)"
         )
@@ -243,7 +248,7 @@ class TargetSparsity:
     dual: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sparsity, Real) or not 0 <= self.sparsity < 1:
+        if not is_number(self.sparsity) or not 0 <= self.sparsity < 1:
             raise EspalierError(
                 f"`sparsity` is {self.sparsity!r}; it is a fraction in [0, 1): 0.9 for nine zeros in ten"
             )

@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError
-from espalier.optim.laws import Law, TargetSparsity
+from espalier.optim.laws import Law, TargetSparsity, is_number
 from espalier.optim.stopping import Settled
 
 DECAYS = ("coupled", "decoupled", "prox")
@@ -35,7 +34,7 @@ def check_group(group: dict[str, Any]) -> None:
         raise EspalierError(
             f"`prune` is {group['prune']!r}; it must be True, False, or None to decide by `scope`"
         )
-    if not isinstance(group["min_kept"], Real) or not 0 <= group["min_kept"] < 1:
+    if not is_number(group["min_kept"]) or not 0 <= group["min_kept"] < 1:
         raise EspalierError(
             f"`min_kept` is {group['min_kept']!r}; it is a fraction of each tensor, in [0, 1)"
         )
@@ -61,7 +60,7 @@ def _check_rate(lr: Any) -> None:
 def _check_base(group: dict[str, Any]) -> None:
     """Momentum or betas, not both, each in range."""
     momentum, betas = group["momentum"], group.get("betas")
-    if not isinstance(momentum, Real) or not 0 <= momentum < 1:
+    if not is_number(momentum) or not 0 <= momentum < 1:
         raise EspalierError(f"`momentum` is {momentum!r}; it must be in [0, 1)")
     if group["nesterov"] and momentum == 0:
         raise EspalierError("`nesterov` needs a `momentum` above 0")
@@ -70,16 +69,16 @@ def _check_base(group: dict[str, Any]) -> None:
     if momentum:
         raise EspalierError("`betas` (Adam-type steps) and `momentum` exclude each other; set one of them")
     pair = isinstance(betas, Sequence) and len(betas) == 2
-    if not pair or not all(isinstance(beta, Real) and 0 <= beta < 1 for beta in betas):
+    if not pair or not all(is_number(beta) and 0 <= beta < 1 for beta in betas):
         raise EspalierError(f"`betas` is {betas!r}; it must be two numbers in [0, 1), such as (0.9, 0.999)")
-    if not isinstance(group["eps"], Real) or not group["eps"] > 0:
+    if not is_number(group["eps"]) or not group["eps"] > 0:
         raise EspalierError(f"`eps` is {group['eps']!r}; it must be above 0")
 
 
 def _check_decay(group: dict[str, Any]) -> None:
     """Weight decay is a strength and a place."""
     strength = group["weight_decay"]
-    if not isinstance(strength, Real) or not 0 <= strength < math.inf:
+    if not is_number(strength) or not 0 <= strength < math.inf:
         raise EspalierError(f"`weight_decay` is {strength!r}; it must be a number >= 0")
     if group["decay"] not in DECAYS:
         raise EspalierError(
