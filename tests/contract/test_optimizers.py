@@ -3,6 +3,7 @@
 import copy
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from espalier.optim import (
     ProxSGD,
     TargetSparsity,
     TimePowerLaw,
+    _compiled,
+    _kernels,
     lost_scale,
 )
 
@@ -120,6 +123,23 @@ def test_loaded_state_is_not_shared(make: Make) -> None:
     before = [v.clone() for state in b.state.values() for v in state.values() if isinstance(v, Tensor)]
     train(module, a, 3, 6)
     assert same(before, [v for state in b.state.values() for v in state.values() if isinstance(v, Tensor)])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.05, total_steps=16),
+        partial(torch.optim.lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.05, step_size_up=4),
+    ],
+    ids=["one cycle", "cyclic"],
+)
+@table
+def test_schedulers_that_move_the_momentum_too(make: Make, kind: Callable[..., Any]) -> None:
+    module = net()
+    optimizer = make(module.named_parameters())
+    scheduler = kind(optimizer)
+    train(module, optimizer, 0, 15, scheduler)
+    assert all(p.isfinite().all() for p in module.parameters())
 
 
 @table
@@ -363,13 +383,34 @@ COMPILED = {name: OPTIMIZERS[name] for name in ("constant, adam type", "target")
 
 
 @pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED.keys())
-def test_compiled_path_agrees(make: Make) -> None:
+def test_compiled_path_agrees(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels, "_SMALL", 0)  # else a small weight goes through the loop
+    graphs: list[Any] = []
+    run = _compiled._run_graph
+
+    def counted(*given: Any) -> None:
+        graphs.append(given)
+        run(*given)
+
+    monkeypatch.setattr(_compiled, "_run_graph", counted)
     modules = [net(), net()]
     for module, compiled in zip(modules, (False, True)):
         optimizer = make([next(module.parameters())], compiled=compiled)
         train(module, optimizer, 0, 15)
     torch.testing.assert_close(weights(modules[1]), weights(modules[0]), rtol=1e-5, atol=1e-6)
     assert (next(modules[1].parameters()) == 0).any()
+    assert len(graphs) == 15
+
+
+def test_many_shapes_compile_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels, "_SMALL", 0)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is torch's own
+    for width in range(2, 14):
+        w = Parameter(torch.ones(3, width))
+        optimizer = GRDA([w], 0.5, 0.0, 0.6, compiled=True)
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        assert torch.equal(w, torch.full_like(w, 0.5))
 
 
 def test_state_is_one_tensor_per_thresholded_parameter_and_one_more_with_momentum() -> None:

@@ -28,8 +28,8 @@ from espalier.landscape import (
     trained_path,
 )
 from espalier.landscape.kept import _Kept, eigenpairs_once
-from espalier.landscape.processes import from_main, is_main, share
 from espalier.models import DigitsCNN
+from espalier.processes import from_main, is_main, share
 from tests.conftest import Run
 from tests.unit.test_landscape_surface import normed, split
 

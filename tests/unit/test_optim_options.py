@@ -1,5 +1,8 @@
 """Each mistake has its own message."""
 
+import io
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import Parameter
@@ -37,6 +40,14 @@ LAW = PowerLaw(0.01, 0.5)
         (lambda: TargetSparsity(0.9, 100, warmup=-1), "`warmup` is -1; it counts steps"),
         (lambda: TargetSparsity(0.9, 10, warmup=10), "`steps` is 10: no ramp is left after 10 warm-up steps"),
         (lambda: TargetSparsity(0.9, 10, every=0), "`every` is 0; it counts steps between searches"),
+        (lambda: PowerLaw("0.01", 0.5), "`c` of PowerLaw is '0.01'; it must be a number"),  # type: ignore[arg-type]
+        (lambda: TimePowerLaw(0.01, None), "`mu` of TimePowerLaw is None"),  # type: ignore[arg-type]
+        (lambda: TargetSparsity("0.9", 10), "`sparsity` is '0.9'; it is a fraction"),  # type: ignore[arg-type]
+        (
+            lambda: TargetSparsity(0.9, float("nan")),  # type: ignore[arg-type]
+            "`steps` is nan; it counts steps, so it must be a whole number",
+        ),
+        (lambda: TargetSparsity(0.9, 10, every=2.5), "`every` is 2.5; it counts steps"),  # type: ignore[arg-type]
         (
             lambda: TargetSparsity(0.9, 10, "cubic"),  # type: ignore[arg-type]
             "`schedule` is 'cubic'; give the shape of the ramp",
@@ -59,6 +70,10 @@ def test_laws(make, message) -> None:
         ({"momentum": 1.0}, r"`momentum` is 1.0; it must be in \[0, 1\)"),
         ({"nesterov": True}, "`nesterov` needs a `momentum` above 0"),
         ({"betas": (0.9, 0.99), "momentum": 0.9}, "`betas` .* and `momentum` exclude each other"),
+        ({"momentum": "0.9"}, r"`momentum` is '0.9'; it must be in \[0, 1\)"),
+        ({"betas": 0.9}, r"`betas` is 0.9; it must be two numbers"),
+        ({"weight_decay": "1e-4"}, "`weight_decay` is '1e-4'; it must be a number >= 0"),
+        ({"min_kept": "some"}, "`min_kept` is 'some'; it is a fraction of each tensor"),
         ({"betas": (0.9, 1.0)}, r"`betas` is \(0.9, 1.0\); it must be two numbers"),
         ({"betas": (0.9, 0.99), "eps": 0.0}, "`eps` is 0.0; it must be above 0"),
         ({"weight_decay": -1.0}, "`weight_decay` is -1.0"),
@@ -82,6 +97,30 @@ def test_options(options, message) -> None:
     with pytest.raises(EspalierError, match=message):
         optimizer = DualAveraging([Parameter(torch.ones(2, 2))], 0.1, law=LAW)
         optimizer.add_param_group({"params": [w], **options})
+
+
+@pytest.mark.parametrize("key", ["c", "mu", "penalty"])
+def test_hyperparameters_of_laws_in_a_group(key) -> None:
+    optimizer = GRDA([Parameter(torch.ones(2, 2))], 0.1)
+    with pytest.raises(
+        EspalierError, match=f"a group has `{key}`, which no step reads; give the group a `law`"
+    ):
+        optimizer.add_param_group({"params": [Parameter(torch.ones(2, 2))], key: 0.5})
+
+
+def test_numbers_of_laws_are_plain_and_equal() -> None:
+    law = PowerLaw(np.float64(1), torch.tensor(0.5).item())
+    assert law == PowerLaw(1, 0.5) and repr(law) == repr(PowerLaw(1, 0.5)) == "PowerLaw(c=1.0, mu=0.5)"
+    assert type(law.c) is float
+    w = Parameter(torch.ones(2, 2))
+    optimizer = DualAveraging([w], 0.1, law=TargetSparsity(np.float32(0.5), 10))
+    w.grad = torch.ones(2, 2)
+    optimizer.step()
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    again = DualAveraging([w], 0.1, law=TargetSparsity(0.5, 10))
+    again.load_state_dict(torch.load(buffer, weights_only=True))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +159,26 @@ def test_targets_that_cannot_be_reached() -> None:
         start(TargetSparsity(0.9, 10), torch.ones(10, 10), min_kept=0.2)
     with pytest.raises(EspalierError, match=r"is 50 zeros, but 60 of 100 entries are zero already"):
         start(TargetSparsity(0.5, 10), torch.tensor([0.0] * 60 + [1.0] * 40).view(10, 10))
+
+
+def test_a_target_is_checked_before_its_first_search_whenever_that_is() -> None:
+    """Also for the law that a group is given later, and again after a refusal that was caught."""
+    w = Parameter(torch.tensor([0.0] * 60 + [1.0] * 40).view(10, 10))
+    optimizer = DualAveraging([w], 0.1, law=PowerLaw(0.0, 0.5))
+    w.grad = torch.zeros_like(w)
+    optimizer.step()
+    optimizer.param_groups[0]["law"] = TargetSparsity(0.5, 10)
+    for _ in range(2):
+        with pytest.raises(EspalierError, match=r"is 50 zeros, but 60 of 100 entries are zero already"):
+            optimizer.step()
+
+
+def test_a_target_without_anything_to_threshold() -> None:
+    bias = Parameter(torch.ones(3))
+    optimizer = DualAveraging([bias], 0.1, law=TargetSparsity(0.5, 10))
+    bias.grad = torch.ones(3)
+    with pytest.raises(EspalierError, match=r"a sparsity of 0\.5 is asked for, but nothing is thresholded"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize(

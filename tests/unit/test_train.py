@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from espalier import EspalierError
 from espalier.data import Dataset, Options, TensorSplit, digits
 from espalier.masks import Masks
+from espalier.methods import Gradual
 from espalier.models import DigitsCNN
-from espalier.train import Diverged, Epoch, History, Training, distillation, fit
+from espalier.train import Diverged, Epoch, History, Training, distillation, fit, state
 from espalier.train.hardware import native_bf16, use_bf16, use_channels_last
 from espalier.train.optimizers import build, rate
 from espalier.train.state import LOG, STATE, digest_of, tensors_digest
@@ -389,13 +391,18 @@ TWO_PROCESSES = """
 import sys
 import torch
 from safetensors.torch import save_file
-from tests.unit.test_train import plain
+from tests.unit.test_train import ONE, fit, net, plain
 from espalier.data import Options, digits
 
 torch.set_num_threads(1)
-model, history = plain(digits(Options(limit=200)))
+data = digits(Options(limit=200))
+model, history = plain(data)
 assert history.spec["processes"] == 2
-save_file(model.state_dict(), f"{sys.argv[1]}/{torch.distributed.get_rank()}.safetensors")
+normed = net()
+fit(normed, data, ONE)
+rank = torch.distributed.get_rank()
+tensors = model.state_dict() | {f"normed.{name}": tensor for name, tensor in normed.state_dict().items()}
+save_file(tensors, f"{sys.argv[1]}/{rank}.safetensors")
 torch.distributed.destroy_process_group()
 """
 
@@ -433,8 +440,10 @@ def test_two_processes_train_the_same_network(data: Dataset, tmp_path: Path):
     )
     assert ran.returncode == 0, ran.stderr
     one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    assert "normed.1.running_var" in one
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
     for name, tensor in model.state_dict().items():
-        assert torch.equal(one[name], two[name])
         assert torch.allclose(one[name], tensor, atol=1e-5), name
 
 
@@ -468,6 +477,59 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(data: Dataset, tmp_path
     assert json.loads((tmp_path / "failed.json").read_text())["epoch"] == 2
     with pytest.raises(EspalierError, match=r"failed: the loss was not finite at epoch 2"):
         fit(Explodes(), data, training, folder=tmp_path)
+
+
+def test_nan_of_the_last_step_is_not_kept_as_good(data: Dataset, tmp_path: Path):
+    """The loss before the step was finite; what the step made of the weights is not."""
+
+    def breaks(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(parameters, lr=0.05)
+        steps = itertools.count(1)
+
+        def after(*_: object) -> None:
+            if next(steps) == 8:
+                with torch.no_grad():
+                    parameters[0].fill_(math.nan)
+
+        optimizer.register_step_post_hook(after)
+        return optimizer
+
+    model = net()
+    with pytest.raises(
+        Diverged, match=r"not finite at epoch 2, by step 4 of 4; the state after epoch 1 is kept"
+    ):
+        fit(model, data, Training(epochs=3, batch_size=50), optimizer=breaks, folder=tmp_path)
+    assert len(torch.load(tmp_path / STATE, weights_only=True)["epochs"]) == 2
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_target_below_the_sparsity_at_hand(data: Dataset):
+    model = net()
+    with torch.no_grad():
+        model[5].weight[:9] = 0.0
+    with pytest.raises(
+        EspalierError,
+        match=r"a sparsity of 0\.5 is 738 zeros, but 1296 of 1476 entries are zero already; ask for",
+    ):
+        fit(model, data, ONE, method=Gradual(), sparsity=0.5)
+
+
+def test_other_parameters_are_another_run(data: Dataset, tmp_path: Path):
+    fit(net(), data, ONE, method=Gradual(), sparsity=0.5, folder=tmp_path, names=["5.weight"])
+    with pytest.raises(EspalierError, match=r"another run: parameters was 1 of 2 \(\w+\) and is default"):
+        fit(net(), data, ONE, method=Gradual(), sparsity=0.5, folder=tmp_path)
+
+
+def test_a_folder_that_only_some_processes_see(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fit(net(), data, ONE, folder=tmp_path)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(state, "differences", lambda *_: [])
+    with pytest.raises(
+        EspalierError, match="holds a run for 1 of 2 processes only: give a folder that all machines"
+    ):
+        fit(net(), data, ONE, folder=tmp_path)
 
 
 def test_nan_without_a_folder(data: Dataset):

@@ -17,6 +17,7 @@ from espalier.cli import (
     finetune,
     inspect,
     landscape,
+    launch,
     prune,
     train,
     unpack,
@@ -35,7 +36,8 @@ app = typer.Typer(
 
 for module in (inspect, prune, unpack, finetune, train, compare, evaluate, export, bench, demo):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, help=module.__doc__, no_args_is_help=module is not demo)(module.command)
+    run = launch.several if module in (train, finetune) else launch.alone
+    app.command(name, help=module.__doc__, no_args_is_help=module is not demo)(run(module.command))
 app.add_typer(landscape.app, name="landscape")
 
 

@@ -107,6 +107,7 @@ def command(
     from espalier.checkpoint import check_output, open_checkpoint
     from espalier.cli.subject import Subject
     from espalier.finetuning import finetune, search
+    from espalier.processes import is_main
     from espalier.report import finetune as report
     from espalier.report.progress import progress_bar
     from espalier.train import Training
@@ -200,6 +201,8 @@ def command(
                 tuning, completed=done, total=total, description=word
             ),
         )
+    if not is_main():
+        return
     written = subject.write(output, form == "sparse")
     (folder / "state.pt").unlink(missing_ok=True)  # the result is written; the log stays
     if html is not None:

@@ -78,6 +78,7 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Train from a recipe."""
+    from espalier.processes import is_main
     from espalier.recipe import Recipe, YamlFile, find_recipe, packaged
     from espalier.report import train as report
 
@@ -110,8 +111,9 @@ def command(
     asked, found, runs = _run(
         file, asked, folder, data_root, start, sparse, tensorboard, drop, resolution, bar=not as_json
     )
-    report.write(asked, runs, found, folder)
-    print(report.as_json(asked, runs, found) if as_json else report.as_text(asked, runs, found, folder))
+    if is_main():
+        report.write(asked, runs, found, folder)
+        print(report.as_json(asked, runs, found) if as_json else report.as_text(asked, runs, found, folder))
     if any(run.failure for run in runs):
         raise typer.Exit(2)
 
@@ -133,6 +135,7 @@ def _run(
     from espalier._forward import probe
     from espalier.checkpoint import open_checkpoint, rewrite
     from espalier.cli.method_names import method
+    from espalier.processes import is_main
     from espalier.pruned_training import search_trained, train_pruned
     from espalier.report.progress import progress_bar
     from espalier.report.train import Run
@@ -199,7 +202,7 @@ def _run(
                     teacher=parent if recipe.teacher else None,
                     **common,
                     folder=place,
-                    on_epoch=tensorboard_writer(place / "tensorboard") if tensorboard else None,
+                    on_epoch=tensorboard_writer(place / "tensorboard") if tensorboard and is_main() else None,
                     progress=lambda done, total, word, task=task, seed=seed: shown.update(  # type: ignore[misc]
                         task, completed=done, total=total, description=f"seed {seed}, {word}"
                     ),
@@ -207,9 +210,11 @@ def _run(
             except Failed as error:
                 runs.append(Run(seed, None, str(error), None))
                 continue
-            written = rewrite(
-                open_checkpoint(network), place / "model.safetensors", lambda _, t: t, sparse=sparse
-            )
+            written = None
+            if is_main():
+                written = rewrite(
+                    open_checkpoint(network), place / "model.safetensors", lambda _, t: t, sparse=sparse
+                )
             runs.append(Run(seed, result, None, written))
     return recipe, found, runs
 

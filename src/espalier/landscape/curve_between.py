@@ -12,8 +12,8 @@ from torch import Tensor
 
 from espalier._errors import EspalierError
 from espalier.landscape.path import Path, Progress
-from espalier.landscape.processes import from_main
 from espalier.landscape.surface import Surface
+from espalier.processes import from_main
 from espalier.train.state import load_state, save_state, tensors_digest
 
 Support = Literal["all", "union", "intersection"]

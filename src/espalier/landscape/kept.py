@@ -14,9 +14,9 @@ from torch import Tensor
 from espalier._errors import EspalierError
 from espalier.checkpoint import save_checkpoint
 from espalier.landscape.operators import AbstractOperator
-from espalier.landscape.processes import from_main, is_main
 from espalier.landscape.records import Records
 from espalier.landscape.spectrum import Eigenpairs
+from espalier.processes import from_main, is_main
 from espalier.train.state import differences
 
 NAME = "eigenpairs.safetensors"

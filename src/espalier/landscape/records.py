@@ -9,7 +9,7 @@ from typing import Any
 
 from espalier._errors import EspalierError
 from espalier.checkpoint.atomic import atomic
-from espalier.landscape.processes import from_main, is_main
+from espalier.processes import from_main, is_main
 from espalier.train.state import differences
 
 SPEC, POINTS = "spec.json", "points.jsonl"

@@ -20,8 +20,8 @@ from espalier._types import Tensors
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Batch
 from espalier.landscape.points import check_usable
-from espalier.landscape.processes import share, summed
 from espalier.masks import unwrapped
+from espalier.processes import share, summed
 from espalier.selection import Selection
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -49,7 +49,7 @@ class Risk:
     of ours) are computed twice and compared: curvature of something that changes is not curvature.
 
     If `torch.distributed` is initialized, every process takes its share of the batches and the sums are added
-    up in float64 (`espalier.landscape.processes`); each must be given the same model and data.
+    up in float64 (`espalier.processes`); each must be given the same model and data.
 
     Args:
         model: returns outputs, or an object with `.logits`.

@@ -15,7 +15,7 @@ from espalier._forward import as_input, logits_of, modes, takes_channels_last
 from espalier.data._base import Batch
 from espalier.landscape.batches import Data, FixedBatches
 from espalier.landscape.points import Space, batch_norms
-from espalier.landscape.processes import place, share, summed
+from espalier.processes import place, share, summed
 
 _TRIED = 8  # inputs on which a network is asked twice whether it answers the same
 
@@ -90,7 +90,7 @@ class Surface:
     The test loss always uses the new statistics.
 
     If `torch.distributed` is initialized, every process takes its share of the batches of each pass, and sums and
-    statistics are put together in float64 (`espalier.landscape.processes`).
+    statistics are put together in float64 (`espalier.processes`).
 
     Args:
         module: any classifier that returns logits (B, classes) or an object with `.logits`; stays on its device.

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from espalier._errors import EspalierError
 from espalier.allocate import AbstractAllocation
 from espalier.masks import Masks, named_parameters
 from espalier.methods._base import AbstractMethod, Plan, Rule, counts_by_magnitude
@@ -19,15 +20,15 @@ Decay = Literal["coupled", "decoupled", "prox"]
 class TargetGRDA(AbstractMethod):
     """gRDA whose threshold follows a schedule of sparsities instead of c and mu.
 
-    Momentum, weight decay and rates are the run's own. See `espalier.optim.TargetSparsity` for the law: after the
-    ramp the count is exact and the mask frozen.
+    Optimizer (SGD, or steps of Adam's type), momentum, weight decay and rates are the run's own. See
+    `espalier.optim.TargetSparsity` for the law: after the ramp the count is exact and the mask frozen.
 
     Args:
         end: fraction of the run where the target is reached, in (begin, 1].
         begin: fraction of the run before the ramp, in [0, 1).
         schedule: shape of the ramp.
         allocation: how the zeros are spread; None is one threshold for all latents.
-        decay: where weight decay acts; see `espalier.optim.DualAveraging`.
+        decay: where weight decay acts; see `espalier.optim.DualAveraging`. AdamW's is decoupled, whatever this says.
         min_kept: smallest kept fraction of any tensor, against layer collapse.
         rescale: give each output unit back the l1 norm that the threshold takes, as ST-3 does. It helps LeNet5; where
             batch norm follows it only slows learning, and costs (`docs/directional-training.md`).
@@ -94,6 +95,10 @@ class Threshold(AbstractMethod):
 
     def rule(self, model: nn.Module, plan: Plan) -> Rule:
         """A rule with an optimizer of its own."""
+        if plan.sparsity is not None and self.freeze_below is not None:
+            raise EspalierError(
+                f"`freeze_below` may freeze before a sparsity of {plan.sparsity} is reached; give one of the two"
+            )
         settle = None if plan.sparsity is None else plan.at(self.settle)
         return _Thresholded(
             model,
@@ -132,13 +137,17 @@ class _Thresholded(Rule):
             {"params": [(n, p) for n, p in named if n in pruned], "prune": True},
             {"params": [(n, p) for n, p in named if n not in pruned], "prune": paper},
         ]
-        rate = t.momentum if momentum else 0.0
+        adaptive = t.optimizer != "sgd"
+        if t.optimizer == "adamw":
+            decay = "decoupled"
+        rate = t.momentum if momentum and not adaptive else 0.0
         self._optimizer = DualAveraging(
             [group for group in groups if group["params"]],
             t.lr,
             law=law,
             momentum=rate,
             nesterov=t.nesterov and rate > 0,
+            betas=(0.9, 0.999) if adaptive else None,
             weight_decay=t.weight_decay,
             decay=decay,
             min_kept=min_kept,

@@ -5,6 +5,8 @@ recompiled.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -62,7 +64,13 @@ def _store(
         tensors["weights"][i].copy_(weight)
 
 
-_compiled: Callable[..., Any] | None = None
+@lru_cache(maxsize=64)
+def _compiled(*_: Any) -> Callable[..., Any]:
+    """A graph of its own for each kind of batch: `torch.compile` refuses to make many of one function."""
+    code = _graph.__code__.replace()  # equal, but another object, which is what torch counts by
+    return torch.compile(
+        FunctionType(code, _graph.__globals__, _graph.__name__), fullgraph=True, dynamic=False
+    )
 
 
 def step_compiled(batch: Batch, base: Base) -> None:
@@ -81,9 +89,6 @@ def step_compiled(batch: Batch, base: Base) -> None:
 
 def _run_graph(batch: Batch, base: Base) -> None:
     """The whole batch by the graph."""
-    global _compiled
-    if _compiled is None:
-        _compiled = torch.compile(_graph, fullgraph=True, dynamic=False)
     names = ("moved", "grads", "weights", "momentum", "first", "second", "masks")
     tensors = {name: getattr(batch, name) for name in names if getattr(batch, name) is not None}
     numbers = {
@@ -94,7 +99,15 @@ def _run_graph(batch: Batch, base: Base) -> None:
         numbers = {name: value.to(device, non_blocking=True) for name, value in numbers.items()}
     if batch.kind in {Kind.LATENT, Kind.LAST}:
         numbers["thresholds"] = _stacked(batch)
-    _compiled(batch.kind, base.nesterov, base.maximize, tensors, numbers)
+    key = (
+        batch.kind,
+        base.nesterov,
+        base.maximize,
+        *tensors,
+        *numbers,
+        *(moved.shape for moved in batch.moved),
+    )
+    _compiled(*key)(batch.kind, base.nesterov, base.maximize, tensors, numbers)
 
 
 def _numbers(batch: Batch, base: Base) -> dict[str, float | list[float]]:

@@ -1,5 +1,6 @@
 """The one training loop, on Accelerate: any pruning method or none, towards labels, a teacher, or both."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Dataset, seeded
 from espalier.masks import Masks
 from espalier.methods import AbstractMethod, Dense, Fixed, Plan
+from espalier.processes import align
 from espalier.selection import select
 from espalier.train.distill import objective
 from espalier.train.hardware import use_bf16, use_channels_last
@@ -137,6 +139,7 @@ class _Run:
         self.channels_last = use_channels_last(training, model, some)
         self.names = tuple(names) if names is not None else _names(model, method)
         plan = Plan(sparsity, self.names, training.epochs * self.steps_per_epoch, training)
+        _check_sparser(model, plan)
         self.rule = method.rule(model, plan)
         self.rule.batches = self.examples
         if self.rule.weights() is not None and self.accelerator.num_processes > 1:
@@ -216,6 +219,7 @@ class _Run:
                 break
             began = time.perf_counter()
             loss = self.epoch(epoch, progress)
+            align(self.model.buffers())  # batch statistics are of each process's own examples
             self.rule.after_epoch(epoch)
             if epoch == self.training.epochs:
                 self.rule.finish()
@@ -264,7 +268,9 @@ class _Run:
                 raise
             total += loss.detach().double() * len(x)
             seen += len(x)
-            if (step % _CHECK_EVERY == 0 or step == self.steps_per_epoch) and not total.isfinite().item():
+            if (step % _CHECK_EVERY == 0 or step == self.steps_per_epoch) and not math.isfinite(
+                accelerator.reduce(total)  # by every process, so that all stop at one step
+            ):
                 self.fail(epoch, step)
             if progress is not None:
                 progress(done, training.epochs * self.steps_per_epoch, f"epoch {epoch}/{training.epochs}")
@@ -301,7 +307,10 @@ class _Run:
         """Measure the epoch; keep its record, then its state, then the log; then tell."""
         with self.rule.effective():
             lr = float(self.optimizer.param_groups[0]["lr"])
-            self.epochs.append(self.gauge.measure(epoch, loss, lr, seconds))
+            record = self.gauge.measure(epoch, loss, lr, seconds)
+        if epoch and not (_finite(record.loss) and all(p.isfinite().all() for p in self.model.parameters())):
+            self.fail(epoch, self.steps_per_epoch)  # the last step of an epoch shows in no training loss
+        self.epochs.append(record)
         if self.folder is not None and self.accelerator.is_main_process:
             save_state(self.folder, self.state())
             write_log(self.folder, self.epochs)
@@ -325,6 +334,13 @@ class _Run:
     def restore(self) -> bool:
         """Go on from the folder's state, if it has one of this run."""
         state = None if self.folder is None else load_state(self.folder, self.spec)
+        processes = self.accelerator.num_processes
+        there = torch.tensor(float(state is not None), device=self.accelerator.device)
+        if 0 < (seen := int(self.accelerator.reduce(there, "sum"))) < processes:
+            raise EspalierError(
+                f"{self.folder} holds a run for {seen} of {processes} processes only: give a folder that all machines "
+                "share"
+            )
         if state is None:
             return False
         self.model.load_state_dict(state["model"])
@@ -346,9 +362,8 @@ class _Run:
         reason = f"the loss was not finite at epoch {epoch}, by step {step} of {self.steps_per_epoch}"
         kept = "nothing was kept (no folder)"
         if self.folder is not None:
-            state = load_state(self.folder, self.spec)
-            assert state is not None
-            self.model.load_state_dict(state["model"])
+            if (state := load_state(self.folder, self.spec)) is not None:  # None: on another machine
+                self.model.load_state_dict(state["model"])
             kept = f"the state after epoch {epoch - 1} is kept in {self.folder}"
             if self.accelerator.is_main_process:
                 mark_failed(self.folder, epoch, reason)
@@ -372,6 +387,25 @@ def _check(
         )
     if training.labels and training.epochs and int(data.train.labels.min()) < 0:
         raise EspalierError(f"data set {data.name} has no labels: train towards a teacher with labels=False")
+
+
+def _check_sparser(model: nn.Module, plan: Plan) -> None:
+    """Refuse a sparsity below the one that the network has."""
+    if plan.sparsity is None:
+        return
+    parameters = dict(model.named_parameters())
+    entries = sum(parameters[name].numel() for name in plan.names)
+    zeros = sum(int((parameters[name] == 0).sum()) for name in plan.names)
+    wanted = round(plan.sparsity * entries)
+    if zeros > wanted:
+        raise EspalierError(
+            f"a sparsity of {plan.sparsity} is {wanted} zeros, but {zeros} of {entries} entries are zero already; "
+            "ask for a larger sparsity, or fine-tune with their mask"
+        )
+
+
+def _finite(loss: float | None) -> bool:
+    return loss is None or math.isfinite(loss)
 
 
 def _near(split: AbstractSplit, device: torch.device) -> AbstractSplit:

@@ -2,7 +2,8 @@
 
 import typer
 
-from espalier.cli.landscape import functions, launch, norms, path, plane, project, spectrum, topology
+from espalier.cli import launch
+from espalier.cli.landscape import functions, norms, path, plane, project, spectrum, topology
 
 app = typer.Typer(
     no_args_is_help=True,

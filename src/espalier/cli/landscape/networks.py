@@ -12,8 +12,8 @@ from espalier.checkpoint import AbstractCheckpoint, open_checkpoint
 from espalier.cli import names, options
 from espalier.data import Dataset
 from espalier.landscape.points import check_usable
-from espalier.landscape.processes import from_main, place
 from espalier.landscape.surface import Surface
+from espalier.processes import from_main, place
 
 
 def gather(

@@ -65,8 +65,8 @@ def command(
     from espalier.cli.landscape.networks import gather, subset, surface_of
     from espalier.landscape.curve_between import CurveTraining
     from espalier.landscape.points import average
-    from espalier.landscape.processes import is_main
     from espalier.landscape.ways import ways
+    from espalier.processes import is_main
     from espalier.report import landscape_path as report
     from espalier.report.progress import progress_bar
 

@@ -85,7 +85,7 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path]) -> None:
 
 def show(report: ModuleType, result: object, png: Path | None, html: Path | None, as_json: bool) -> None:
     """Pictures, page and text of a result by its module in `espalier.report`, from the main process alone."""
-    from espalier.landscape.processes import is_main
+    from espalier.processes import is_main
 
     if is_main():
         report.write(result, png, html)

@@ -1,4 +1,4 @@
-"""Several processes, each with its share of the batches: the one place where their sums come together.
+"""Several processes, each with its share of the batches: the one place where they come together.
 
 They are joined where `torch.distributed` is initialized: by `accelerate launch` or torchrun in front of a command, or
 by the program that uses the library. Every process is given the same network and data, and makes the same calls.
@@ -39,6 +39,13 @@ def summed(total: Tensor) -> Tensor:
     if place()[1] > 1:
         dist.all_reduce(total)
     return total
+
+
+def align(tensors: Iterable[Tensor]) -> None:
+    """Give every process the main one's tensors, in place; where processes see other examples, they drift apart."""
+    if place()[1] > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def from_main(make: Callable[[], T]) -> T:

@@ -30,7 +30,7 @@ def alone(command: Command) -> Command:
         if _started() > 1:
             raise EspalierError(
                 f"this command runs in one process, and {_started()} were started: start it without accelerate "
-                "launch or torchrun; path, plane, spectrum and project share their data out"
+                "launch or torchrun; train, finetune, and path, plane, spectrum and project of landscape share data out"
             )
         command(**arguments)
 
