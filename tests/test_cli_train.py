@@ -8,7 +8,7 @@ import torch
 
 from espalier.checkpoint import open_checkpoint, save_checkpoint
 from espalier.models import DigitsCNN
-from tests.conftest import Run
+from tests.conftest import Run, torchrun
 
 RECIPE = """\
 title: a short run
@@ -159,7 +159,20 @@ def test_the_list(run: Run):
         (("short.yml",), "no recipe 'short.yml': neither a file nor one of"),
         (("mnist-lenet5-papr",), "Did you mean 'mnist-lenet5-paper'"),
         (("short.yaml", "-o", "short.yaml"), "short.yaml is a file; the runs need a folder"),
+        (
+            ("short.yaml", "-o", "short.yaml/sub"),
+            "short.yaml/sub/seed-0 cannot be made a folder: cannot be written",
+        ),
         (("short.yaml", "--data", "digitz"), "unknown data 'digitz'"),
+        (
+            ("resnet50-imagenet-paper", "--data-root", "."),
+            "unknown data 'imagenet'; known: digits, torchvision:NAME, a hub name owner/name, or a folder of parquet "
+            "files or of images (train/CLASS/ and val/CLASS/), here or in .",
+        ),
+        (
+            ("short.yaml", "--data", "cifar", "--data-root", "none"),
+            "data folder none does not exist: set ESPALIER_DATA or --data-root to the right one",
+        ),
         (("short.yaml", "--budget", "1%"), "--budget compares with the network one starts from"),
         (("--json",), "which recipe? Give a name of --list, or a YAML file"),
     ],
@@ -179,6 +192,17 @@ def test_missing_data_says_how_to_get_it(run: Run, tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("ESPALIER_DATA", raising=False)
     code, _, err = run("train", "mnist-lenet5-paper", "-o", "out")
     assert code == 2 and "--data-root" in err
+
+
+def test_two_processes_write_and_print_once(recipe: Path, tmp_path: Path):
+    """With batch norm, whose statistics are of each process's own examples."""
+    ran = torchrun("-m", "espalier", "train", "short.yaml", "-o", "out", "--seeds", "0", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("report: out/report.html") == 1 and ran.stderr.count("report:") == 0
+    assert open_checkpoint(tmp_path / "out" / "seed-0" / "model.safetensors").state_dict()
+    assert len((tmp_path / "out" / "seed-0" / "log.jsonl").read_text().splitlines()) == 4
+    ran = torchrun("-m", "espalier", "inspect", "out/seed-0/model.safetensors", cwd=tmp_path)
+    assert ran.returncode != 0 and "this command runs in one process, and 2 were started" in ran.stderr
 
 
 def test_weights_of_the_start_must_fit(run: Run, recipe: Path, tmp_path: Path):

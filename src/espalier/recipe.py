@@ -1,11 +1,12 @@
 """A training run in a file: YAML, checked field by field, errors with their line."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from espalier._errors import EspalierError, near
 from espalier.train.training import Training
@@ -20,6 +21,22 @@ class Strict(BaseModel):
     """Fields that are not known are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` names a seed twice: {', '.join(map(str, seeds))}")
+    return seeds
+
+
+def _without_seed(training: Any) -> Any:
+    if isinstance(training, dict) and "seed" in training:
+        raise ValueError("`training` has a `seed`, which no run would use; give the file a list `seeds`")
+    return training
+
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
+SeedlessTraining = Annotated[Training, BeforeValidator(_without_seed)]
 
 
 class DataRecipe(Strict):
@@ -76,14 +93,14 @@ class Recipe(Strict):
     source: str = ""
     model: str
     data: DataRecipe
-    training: Training
+    training: SeedlessTraining
     method: MethodRecipe
     sparsity: float | None = Field(default=None, ge=0, lt=1)
     scope: Literal["weights", "paper", "all"] = "weights"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     teacher: bool = False
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
 
 
 class YamlFile(Generic[T]):
@@ -114,6 +131,8 @@ class YamlFile(Generic[T]):
             where = f"line {mark.line + 1}: " if mark else ""
             what = getattr(error, "problem", None) or "it is not text"
             raise EspalierError(f"{path}, {where}this is not YAML: {what}") from None
+        if (twice := next(_repeated(self._root), None)) is not None:
+            raise EspalierError(f"{path}, line {twice.start_mark.line + 1}: {twice.value!r} is given twice")
         if not isinstance(values, dict):
             needed = [name for name, field in kind.model_fields.items() if field.is_required()]
             raise EspalierError(
@@ -150,7 +169,24 @@ class YamlFile(Generic[T]):
         message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "value_error":
             return f"{self.at(*field)}: {message}"
-        return f"{self.at(*field)}: {name}: {message[:1].lower()}{message[1:]}, got {error['input']!r}"
+        known = re.findall("'([^']*)'", message) if error["type"] == "literal_error" else []
+        meant = near(str(error["input"]), known).replace(" Did", ". Did")
+        return f"{self.at(*field)}: {name}: {message[:1].lower()}{message[1:]}, got {error['input']!r}{meant}"
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """Keys that stand twice in one mapping, of which YAML would keep the last without a word."""
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    yield key
+                seen.add(key.value)
+            yield from _repeated(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _repeated(value)
 
 
 def _fields(kind: Any, parents: Sequence[str | int]) -> Sequence[str]:

@@ -4,8 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from espalier.recipe import DataRecipe, Strict
-from espalier.train.training import Training
+from espalier.recipe import DataRecipe, SeedlessTraining, Seeds, Strict
 
 
 class NetworkEntry(Strict):
@@ -113,10 +112,10 @@ class StudyRecipe(Strict):
 
     title: str
     networks: tuple[NetworkEntry, ...] = Field(min_length=1)
-    training: Training
+    training: SeedlessTraining
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     sparsities: tuple[float, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: Seeds = (0,)
     teachers: tuple[bool, ...] = (False,)
     scope: Literal["weights", "paper", "all"] = "weights"
     tuning: TuningEntry | None = None

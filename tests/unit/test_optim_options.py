@@ -113,7 +113,7 @@ def test_numbers_of_laws_are_plain_and_equal() -> None:
     assert law == PowerLaw(1, 0.5) and repr(law) == repr(PowerLaw(1, 0.5)) == "PowerLaw(c=1.0, mu=0.5)"
     assert type(law.c) is float
     w = Parameter(torch.ones(2, 2))
-    optimizer = DualAveraging([w], 0.1, law=TargetSparsity(np.float32(0.5), 10))
+    optimizer = DualAveraging([w], 0.1, law=TargetSparsity(np.float32(0.5), 10))  # type: ignore[arg-type]
     w.grad = torch.ones(2, 2)
     optimizer.step()
     buffer = io.BytesIO()

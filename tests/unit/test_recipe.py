@@ -90,6 +90,15 @@ def test_a_good_recipe(tmp_path: Path):
         ),
         ("{name: digits}", "{limit: 3}", r"line 3: the field 'data\.name' is missing"),
         ("sparsity: 0.9", "sparsity: 90", r"line 10: sparsity: .*less than 1, got 90"),
+        ("lr: 0.05", "lr: 0.05\n  lr: 0.5", r"line 7: 'lr' is given twice"),
+        (
+            "lr: 0.05",
+            "schedule: cosin",
+            r"line 6: training\.schedule: .*got 'cosin'\. Did you mean 'cosine'\?",
+        ),
+        ("lr: 0.05", "seed: 7", r"line 4: `training` has a `seed`, which no run would use; give .* `seeds`"),
+        ("sparsity: 0.9", "sparsity: 0.9\nseeds: []", r"line 11: seeds: .*at least 1"),
+        ("sparsity: 0.9", "sparsity: 0.9\nseeds: [0, 1, 0]", r"line 11: `seeds` names a seed twice: 0, 1, 0"),
         ("title: a run", "title: [", r"line \d+: this is not YAML"),
     ],
 )

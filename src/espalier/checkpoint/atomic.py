@@ -14,6 +14,21 @@ import torch
 from espalier._errors import CheckpointError
 
 
+def made(folder: Path) -> Path:
+    """The folder, made with those above it where it was missing.
+
+    Raises:
+        CheckpointError: the system refuses.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be made a folder: {_reason(error)}; give another one"
+        ) from None
+    return folder
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Write a file so that it is there completely or not at all.

@@ -57,6 +57,7 @@ def command(
     as_json: options.AsJson = False,
 ) -> None:
     """Run a study."""
+    from espalier.checkpoint.atomic import made
     from espalier.compare import compare
     from espalier.recipe import YamlFile
     from espalier.report import compare as report
@@ -71,7 +72,7 @@ def command(
     if dry_run:
         print(report.plan_text(cells, _reasons(cells)))
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     outcomes = (
         {} if report_only else _run_all(study, cells, tuning, folder, data_root, engine, bar=not as_json)
     )
@@ -194,7 +195,7 @@ def _contender(file: "YamlFile[StudyRecipe]", index: int) -> "Contender":
     from espalier.methods import Dense
 
     entry = file.value.methods[index]
-    known = type(file.value.training).__dataclass_fields__
+    known = [field for field in type(file.value.training).__dataclass_fields__ if field != "seed"]
     for field in entry.training:
         if field not in known:
             raise EspalierError(

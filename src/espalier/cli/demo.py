@@ -27,6 +27,7 @@ def command(
 ) -> None:
     """Run the demonstration."""
     from espalier.checkpoint import open_checkpoint, save_checkpoint
+    from espalier.checkpoint.atomic import made
     from espalier.cli import names
     from espalier.finetuning import finetune
     from espalier.inspection import inspect
@@ -40,7 +41,7 @@ def command(
 
     if output.exists() and not output.is_dir():
         raise EspalierError(f"{output} is a file; the demonstration writes a folder")
-    output.mkdir(parents=True, exist_ok=True)
+    made(output)
     data = names.dataset("digits", None)
     with progress_bar(not as_json) as bar:
 

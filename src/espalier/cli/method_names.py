@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,9 @@ def _value(option: str, value: Any) -> Any:
         return score(value)
     if option == "schedule":
         return Polynomial({"cubic": 3.0, "linear": 1.0}.get(value, value))
-    if isinstance(value, str) and value[:1].isdigit():
-        return float(value)  # YAML takes 5e-4, without a point, for a string
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)  # YAML takes 5e-4, without a point, for a string
     return value
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import open_checkpoint, rewrite
-from espalier.checkpoint.atomic import atomic
+from espalier.checkpoint.atomic import atomic, made
 from espalier.compare.cell import Cell
 from espalier.compare.cost import Cost, cost, multiplications
 from espalier.methods import Plan
@@ -128,8 +128,7 @@ def run(cell: Cell, folder: Path, progress: Progress | None = None) -> Outcome |
     Returns:
         The outcome, or None while another process runs this cell.
     """
-    place = folder / cell.digest
-    place.mkdir(parents=True, exist_ok=True)
+    place = made(folder / cell.digest)
     with locked(place / "lock") as ours:
         if not ours:
             return None

@@ -9,6 +9,7 @@ from typing import Any
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import open_checkpoint
+from espalier.checkpoint.atomic import made
 from espalier.compare.cell import Cell
 from espalier.compare.running import locked, networks
 from espalier.selection import select
@@ -92,8 +93,7 @@ def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = N
     except ImportError:
         raise EspalierError("tuning needs optuna: pip install 'espalier[compare]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = folder / "tuning" / cell.digest
-    place.mkdir(parents=True, exist_ok=True)
+    place = made(folder / "tuning" / cell.digest)
     storage = tuning.storage or f"sqlite:///{folder / 'tuning' / 'trials.db'}"
 
     def trial(asked: Any) -> float:

@@ -371,6 +371,6 @@ def data_folder(data: str | Path | None = None) -> Path:
     folder = Path(given)
     if not folder.is_dir():
         raise EspalierError(
-            f"data folder {folder} does not exist: set ESPALIER_DATA or --data to the right one"
+            f"data folder {folder} does not exist: set ESPALIER_DATA or --data-root to the right one"
         )
     return folder

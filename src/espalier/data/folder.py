@@ -61,8 +61,7 @@ def image_folder(
     if held is None or not (root / "train").is_dir():
         raise EspalierError(
             f"{root} is no image folder: it needs train/<class>/ and val/<class>/ (or test/); set "
-            f"ESPALIER_DATA or --data "
-            f"to the folder that holds it"
+            "ESPALIER_DATA or --data-root to the folder that holds it"
         )
     try:
         train, test = ImageFolder(str(root / "train")), ImageFolder(str(held))

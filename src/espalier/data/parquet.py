@@ -149,7 +149,7 @@ def _table(folder: Path, prefixes: tuple[str, ...]) -> Any:
     raise EspalierError(
         f"{folder} has no {' or '.join(f'{p}*.parquet' for p in prefixes)}: give the folder of a Hugging "
         f"Face image data "
-        f"set, or set ESPALIER_DATA or --data to the folder that holds it"
+        f"set, or set ESPALIER_DATA or --data-root to the folder that holds it"
     )
 
 

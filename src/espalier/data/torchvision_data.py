@@ -74,8 +74,7 @@ def _read(kind: Any, name: str, root: Path, training: bool) -> Any:
         how = f"""python -c "import torchvision.datasets as d; d.{name}({str(root)!r}, download=True)\""""
         raise EspalierError(
             f"{name} is not in {root} ({str(error).splitlines()[0]}): get it with {how}, or set "
-            f"ESPALIER_DATA or --data "
-            f"to the folder that has it"
+            "ESPALIER_DATA or --data-root to the folder that has it"
         ) from None
 
 

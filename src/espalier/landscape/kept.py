@@ -13,6 +13,7 @@ from torch import Tensor
 
 from espalier._errors import EspalierError
 from espalier.checkpoint import save_checkpoint
+from espalier.checkpoint.atomic import made
 from espalier.landscape.operators import AbstractOperator
 from espalier.landscape.records import Records
 from espalier.landscape.spectrum import Eigenpairs
@@ -116,7 +117,7 @@ def _read(folder: Path, wanted: dict[str, Any]) -> Eigenpairs | None:
 
 
 def _write(folder: Path, spec: dict[str, Any], pairs: Eigenpairs) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     rest = {key: getattr(pairs, key) for key in ("tolerance", "products", "dimension", "which")}
     tensors = {
         "values": pairs.values,

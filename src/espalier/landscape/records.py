@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier._errors import EspalierError
-from espalier.checkpoint.atomic import atomic
+from espalier.checkpoint.atomic import atomic, made
 from espalier.processes import from_main, is_main
 from espalier.train.state import differences
 
@@ -57,7 +57,7 @@ def _opened(folder: Path, spec: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """What a folder holds of this measurement; the folder is made if need be."""
     if folder.exists() and not folder.is_dir():
         raise EspalierError(f"{folder} is a file; the points are kept in a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     _check_spec(folder, spec)
     return _read(folder / POINTS)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from espalier.checkpoint.write import atomic
+from espalier.checkpoint.atomic import atomic, made
 from espalier.report.finetune import decisions, search_section
 from espalier.report.page import Card, Page, Section, Table, new_figure, svg, write_page
 from espalier.report.text import dump, percent, size, table
@@ -88,7 +88,7 @@ def as_text(recipe: "Recipe", runs: Sequence[Run], budget: "Budget | None", fold
 
 def write(recipe: "Recipe", runs: Sequence[Run], budget: "Budget | None", folder: Path) -> None:
     """Write `result.json` and `report.html` into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     with atomic(folder / "result.json") as temporary:
         temporary.write_text(as_json(recipe, runs, budget) + "\n")
     write_page(page(recipe, runs, budget), folder / "report.html")

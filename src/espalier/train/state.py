@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError, first_line
-from espalier.checkpoint.atomic import atomic, save_torch
+from espalier.checkpoint.atomic import atomic, made, save_torch
 from espalier.train.history import Epoch, Failed
 
 STATE, LOG, FAILED = "state.pt", "log.jsonl", "failed.json"
@@ -34,7 +34,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     """Write `state.pt`: complete under its name, or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     with atomic(folder / STATE) as temporary:
         save_torch(state, temporary)
 
@@ -89,6 +89,6 @@ def write_log(folder: Path, epochs: Sequence[Epoch]) -> None:
 
 def mark_failed(folder: Path, epoch: int, reason: str) -> None:
     """Write `failed.json`; the last good state stays beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    made(folder)
     with atomic(folder / FAILED) as temporary:
         Path(temporary).write_text(json.dumps({"epoch": epoch, "reason": reason}) + "\n")
