@@ -10,6 +10,7 @@ from espalier.cli.compare import gather
 from espalier.models import DigitsCNN
 from espalier.recipe import YamlFile
 from espalier.study import StudyRecipe
+from espalier.train import Failed
 from tests.conftest import Run
 
 STUDY = """\
@@ -69,7 +70,17 @@ def test_dry_run_and_report_only_train_nothing(
     _, out, _ = run("compare", "study.yaml", "--dry-run")
     assert "5 runs, 1 of them cannot be done" in out
     _, out, _ = run("compare", "study.yaml", "-o", "out", "--report-only")
-    assert "5 runs have not been done yet" in out
+    assert "4 runs have not been done yet" in out and "floored at 0.9: seed 0: " in out and "0.8499" in out
+
+
+def test_a_report_shows_the_runs_of_the_study_as_it_is(run: Run, study: Path, tmp_path: Path):
+    run("compare", "study.yaml", "-o", "out", "--json")
+    study.write_text(STUDY.replace("lr: 0.05", "lr: 0.01"))
+    _, out, _ = run("compare", "study.yaml", "-o", "out", "--report-only", "--json")
+    assert json.loads(out)["missing"] == 4
+    run("compare", "study.yaml", "-o", "other", "--json")
+    code, _, err = run("compare", "study.yaml", "-o", "other", "--add", "out")
+    assert code == 2 and "but differ (lr was 0.01 and is" in err
 
 
 def test_studies_add_up(run: Run, study: Path, tmp_path: Path):
@@ -119,6 +130,24 @@ def test_tuned(run: Run, tmp_path: Path):
         for path in (tmp_path / "out").glob("*/result.json")
     }
     assert 0.05 not in rates and all(0.01 <= rate <= 0.1 for rate in rates)
+
+
+def test_what_cannot_be_tuned_is_the_failure_of_its_runs(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("optuna")
+    study.write_text(
+        STUDY.replace("[0.8, 0.9]", "[0.8]") + "tuning: {trials: 1, common: {lr: {low: 0.01, high: 0.1}}}\n"
+    )
+
+    def diverges(*_: object) -> float:
+        raise Failed("NaN")
+
+    monkeypatch.setattr("espalier.compare.tuning._validation", diverges)
+    code, out, _ = run("compare", "study.yaml", "-o", "out", "--json")
+    failures = [row["failures"] for row in json.loads(out)["rows"]]
+    assert code == 0 and len(failures) == 3
+    assert all("not tuned: every tuning trial of" in reason for [reason] in failures)
 
 
 @pytest.mark.filterwarnings("ignore")  # ray's own
@@ -171,6 +200,46 @@ def test_a_study_is_fp32_wherever_it_runs_unless_it_says_otherwise(tmp_path: Pat
             "name: gradual",
             "name: gradual, only: {sparsities: [0.7]}",
             "0.7 is none of the study's sparsities",
+        ),
+        ("name: gradual", "name: gradual, only: {seeds: [7]}", "line 7: 7 is none of the study's seeds"),
+        ("name: gradual", "name: gradual, only: {teachers: [true]}", "True is none of the study's teachers"),
+        ("published:", "teachers: []\npublished:", "teachers: tuple should have at least 1 item"),
+        (
+            "name: gradual",
+            "name: gradual, training: {epochs: 3}",
+            "line 7: `epochs` must be equal for all methods",
+        ),
+        ("name: gradual", "name: gradual, training: {lr: many}", "line 7: training lr: "),
+        ("name: gradual", "name: gradual, updates: 2.5", "line 7: updates: input should be a valid integer"),
+        ("name: gradual", "name: gradual, updates: many", "line 7: updates: input should be a valid integer"),
+        ("name: gradual", "name: gradual, score: [1, 2]", "line 7: score: input should be an instance of"),
+        (
+            "name: gradual",
+            "name: gradual, score: random=abc",
+            "the seed of random must be a number, got 'abc'",
+        ),
+        ("floor=0.15", "floor=x", "allocation: a floor must be a number, got 'x'"),
+        ("name: gradual", "name: smaller-dense, end: 1", "method dense takes no 'end'"),
+        ("name: gradual", "name: st3, rescale: 3", "line 7: rescale: input should be a valid boolean"),
+        (
+            "name: gradual",
+            "name: gradual, tune: {method.end: {low: 0.3, high: 0.9}}",
+            "line 7: gradual has ranges, but the study has no tuning",
+        ),
+        (
+            "published:",
+            "tuning: {trials: 2, common: {epochs: {low: 1, high: 3}}}\npublished:",
+            "line 10: `epochs` must be equal for all methods",
+        ),
+        (
+            "published:",
+            "tuning: {trials: 2, common: {rate: {low: 1, high: 3}}}\npublished:",
+            "cannot tune 'rate' of dense to 1: Training has no field 'rate'",
+        ),
+        (
+            "limit: 100}}\n",
+            "limit: 100}}\n  - {model: digits_cnn, data: {name: digits}}\n",
+            "line 4: two networks are called 'digits_cnn': give one another name",
         ),
         ("title:", "titel:", "unknown field 'titel'. Did you mean 'title'"),
         (

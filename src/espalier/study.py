@@ -116,7 +116,7 @@ class StudyRecipe(Strict):
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     sparsities: tuple[float, ...] = Field(min_length=1)
     seeds: Seeds = (0,)
-    teachers: tuple[bool, ...] = (False,)
+    teachers: tuple[bool, ...] = Field(default=(False,), min_length=1)
     scope: Literal["weights", "paper", "all"] = "weights"
     tuning: TuningEntry | None = None
     published: tuple[PublishedEntry, ...] = ()

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from espalier import EspalierError
-from espalier.allocate import Uniform
+from espalier.allocate import LAMP, Uniform
 from espalier.compare import (
     Cell,
     Comparison,
@@ -25,6 +27,7 @@ from espalier.compare import (
     Tuning,
     changed,
     check,
+    check_space,
     compare,
     difference,
     estimate,
@@ -33,13 +36,15 @@ from espalier.compare import (
     tune,
 )
 from espalier.compare.cost import cost, multiplications
+from espalier.compare.running import networks
 from espalier.compare.statistics import Crossing, area, crossing
 from espalier.data import Options, digits
-from espalier.methods import Dense, Gradual, OneShot, TargetGRDA, Threshold
+from espalier.methods import Dense, Gradual, MovementPruning, OneShot, TargetGRDA, Threshold
 from espalier.models import DigitsCNN
 from espalier.optim import PowerLaw
 from espalier.report.compare import as_text
-from espalier.train import Training
+from espalier.scores import GraSP, Random, Saliency, Sampling
+from espalier.train import Training, fit
 
 TRAINING = Training(epochs=2, batch_size=50, lr=0.05, augment=False)
 
@@ -112,8 +117,6 @@ def test_cost_by_hand():
 
 
 def test_estimate_is_students():
-    from scipy import stats
-
     values = [0.8, 0.82, 0.86]
     found = estimate(values)
     expected = stats.t.interval(0.95, 2, loc=found.mean, scale=stats.sem(values))
@@ -140,7 +143,8 @@ def test_a_clear_difference_is_called_better_and_its_reverse_is_not():
     one, other = [right(900), right(910)], [right(800), right(805)]
     found = difference(one, other)
     assert found.better and found.mean == pytest.approx(0.1025) and found.n == 2
-    assert found.seeds == pytest.approx((0.1, 0.105))
+    half = stats.t.ppf(0.975, 1) * 0.0025  # of 0.1 and 0.105, whose standard error is half their distance
+    assert found.seeds == pytest.approx((0.1025 - half, 0.1025 + half))
     back = difference(other, one)
     assert not back.better and back.mean == pytest.approx(-found.mean)
 
@@ -151,7 +155,22 @@ def test_seeds_that_disagree_are_no_evidence():
 
 
 def test_few_examples_are_no_evidence():
-    assert not difference([right(5, 6)], [right(4, 6)]).better
+    found = difference([right(5, 6)] * 2, [right(4, 6)] * 2)
+    assert not found.better and found.seeds is not None and found.seeds[0] > 0
+
+
+def test_one_seed_is_no_evidence_about_methods():
+    found = difference([right(900)], [right(100)])
+    assert not found.better and found.seeds is None and found.p < 1e-9 and found.examples[0] > 0.7
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_interval_over_seeds_covers_what_it_says(n: int):
+    """Of runs that differ by chance, 95 of 100 intervals hold the truth (to three standard errors of 2,000 draws)."""
+    draws = torch.randn(2000, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = [estimate(row).interval for row in draws.tolist()]
+    covered = sum(ends is not None and ends[0] <= 0 <= ends[1] for ends in found) / 2000
+    assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.05 * 0.95 / 2000))
 
 
 def test_a_comparison_needs_pairs():
@@ -165,6 +184,7 @@ def test_area_and_drop_by_hand():
     found = crossing([(0.9, 0.7), (0.5, 0.9)], 0.9, 0.01)
     assert found.side == "at" and found.sparsity == pytest.approx(0.52)
     assert crossing([(0.5, 0.9)], 0.9, 0.01) == Crossing(0.5, "above")
+    assert crossing([(0.9, 0.89)], 0.9, 0.01) == Crossing(0.9, "at")  # 0.9 - 0.89 is not 0.01 in binary
     assert crossing([(0.5, 0.8), (0.9, 0.7)], 0.9, 0.01) == Crossing(0.5, "below")
 
 
@@ -228,6 +248,7 @@ def test_a_failure_is_an_outcome_and_not_tried_again(tmp_path: Path, monkeypatch
     hot = dataclasses.replace(cell(GRADUAL), training=dataclasses.replace(TRAINING, lr=1e30, momentum=0))
     found = run(hot, tmp_path)
     assert found is not None and found.failure is not None and "not finite" in found.failure
+    assert "is kept in" in found.failure and (tmp_path / hot.digest / "run" / "state.pt").exists()
     again = run(hot, tmp_path)
     assert again is not None and again.failure == found.failure
 
@@ -256,7 +277,46 @@ def test_what_cannot_be_done_is_said_before_training():
     assert "starts from scratch: there is no dense parent to teach" in str(check(cell(GRADUAL, teacher=True)))
     smaller = Contender("smaller", Dense(), smaller=True)
     assert "no narrower version of digits is known" in str(check(cell(smaller)))
+    signed = Contender("GraSP", OneShot(GraSP(), LAMP()))
+    assert "LAMP needs scores that are not negative, and those of GraSP may be" in str(check(cell(signed)))
+    moved = Contender("movement", MovementPruning(LAMP()))
+    assert "those of Movement may be; use Global, Uniform or ERK" in str(check(cell(moved)))
+    kept = Contender("kept", TargetGRDA(min_kept=0.5))
+    assert "but `min_kept` leaves room for" in str(check(cell(kept)))
+    blind = cell(GRADUAL)
+    blind = dataclasses.replace(blind, training=dataclasses.replace(TRAINING, labels=False))
+    assert "training without labels needs a teacher" in str(check(blind))
     assert check(cell(GRADUAL)) is None and check(cell(GRADUAL, network=TRAINED, teacher=True)) is None
+
+
+def test_examples_that_scores_read_are_counted(tmp_path: Path):
+    scored = OneShot(Saliency(sampling=Sampling(60, 20)))
+    found, plain = (run(cell(c), tmp_path) for c in (Contender("saliency", scored), OTHER))
+    assert found is not None and plain is not None and found.cost is not None and plain.cost is not None
+    assert plain.cost.scoring == 0
+    assert found.cost.scoring == 3 * found.cost.forward * 60 // (2 * len(DATA.train))  # of two epochs
+
+
+def test_every_seed_draws_another_random_mask(tmp_path: Path):
+    masks = []
+    for seed in (0, 1):
+        model = build(0)
+        fit(
+            model,
+            DATA,
+            dataclasses.replace(TRAINING, epochs=0, seed=seed),
+            method=OneShot(Random()),
+            sparsity=0.5,
+        )
+        masks.append(torch.cat([p.flatten() != 0 for p in model.parameters() if p.ndim > 1]))
+    assert 0.3 < float((masks[0] != masks[1]).double().mean()) < 0.7
+
+
+def test_a_run_leaves_the_teacher_to_the_next():
+    parent = build(0)
+    network = dataclasses.replace(TRAINED, parent=lambda: parent)
+    _, teacher = networks(cell(GRADUAL, network=network, teacher=True))
+    assert teacher is not None and teacher is not parent
 
 
 def test_a_smaller_network_is_trained_in_its_place(tmp_path: Path):
@@ -311,12 +371,18 @@ def test_a_study_lists_one_seed_of_everything_first():
 
 
 def made(label: str, sparsity: float | None, seed: int, hits: int, **changes) -> Outcome:
-    spec = {"network": "n", "teacher": False, "label": label, "sparsity": sparsity}
+    spec = {
+        "network": "n",
+        "teacher": False,
+        "label": label,
+        "sparsity": sparsity,
+        "training": {"seed": seed},
+    }
     correct = right(hits)
     return Outcome(spec, seed, accuracy=hits / 1000, correct=correct, sparsity=sparsity or 0.0, **changes)
 
 
-def rows(result: Comparison) -> dict[tuple[str, float | None], tuple[bool, bool]]:
+def rows(result: Comparison) -> dict[tuple[str, float | None], tuple[bool, bool | None]]:
     return {(row.label, row.sparsity): (row.best, row.tied) for row in result.rows}
 
 
@@ -356,6 +422,43 @@ def test_tensors_without_a_weight_are_named():
     assert "x at 0.9: seed 1: b, c" in as_text(SimpleNamespace(title="t"), found, Path("x"))  # type: ignore[arg-type]
 
 
+def test_one_seed_is_not_judged_and_does_not_judge():
+    found = compare(
+        [
+            *(made("good", 0.9, seed, 900 + seed) for seed in (0, 1)),
+            made("lucky", 0.9, 0, 950),
+            made("poor", 0.9, 1, 300),
+            made("elsewhere", 0.9, 2, 800),
+        ]
+    )
+    assert rows(found) == {
+        ("lucky", 0.9): (False, None),
+        ("good", 0.9): (True, True),
+        ("elsewhere", 0.9): (False, None),
+        ("poor", 0.9): (False, None),
+    }
+    text = as_text(SimpleNamespace(title="t"), found, Path("x"))  # type: ignore[arg-type]
+    assert (
+        "no common seed" in text and "60.10 % (one seed)" in text and "*good" in text and "*poor" not in text
+    )
+
+
+def test_a_method_that_failed_at_a_sparsity_does_not_rank_above_those_that_did_not():
+    good = [made("good", s, 0, hits) for s, hits in ((0.9, 830), (0.95, 810), (0.98, 740))]
+    fragile = [made("fragile", 0.9, 0, 829), made("fragile", 0.95, 0, 809)]
+    lost = Outcome(made("fragile", 0.98, 0, 0).spec, 0, failure="NaN")
+    assert [curve.label for curve in compare([*good, *fragile, lost]).curves] == ["good", "fragile"]
+
+
+def test_two_specifications_under_one_name_are_refused():
+    one, other = made("a", 0.9, 0, 900), made("a", 0.9, 1, 800)
+    other.spec["training"]["epochs"] = 3
+    with pytest.raises(
+        EspalierError, match=r"n, a at 0\.9, but differ \(epochs was default and is 3\): give one"
+    ):
+        compare([one, other])
+
+
 def test_a_run_counts_once():
     found = compare([made("a", 0.9, 0, 900), made("a", 0.9, 0, 100)])
     assert found.rows[0].accuracy is not None and found.rows[0].accuracy.n == 1
@@ -366,14 +469,20 @@ def test_a_run_counts_once():
 
 def test_tuning_uses_validation_alone_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("optuna")
-    tuning = Tuning(2, {"lr": Range(0.001, 0.1, log=True)}, {"gradual": {"method.end": Range(0.3, 0.9)}})
+    tuning = Tuning(2, {"lr": Range(0.001, 0.1, log=True)})
+    own = dataclasses.replace(GRADUAL, ranges={"method.end": Range(0.3, 0.9), "method.updates": Range(5, 9)})
     monkeypatch.setattr("espalier.compare.running._train", lambda *_: pytest.fail("the test split was read"))
-    found = tune(cell(GRADUAL), tuning, tmp_path)
-    assert set(found) == {"lr", "method.end"} and 0.001 <= found["lr"] <= 0.1
+    found = tune(cell(own), tuning, tmp_path)
+    assert set(found) == {"lr", "method.end", "method.updates"} and 0.001 <= found["lr"] <= 0.1
+    assert isinstance(found["method.updates"], int) and 5 <= found["method.updates"] <= 9
     monkeypatch.setattr("espalier.compare.tuning._validation", lambda *_: pytest.fail("tuned twice"))
-    assert tune(cell(GRADUAL), tuning, tmp_path) == found
+    assert tune(cell(own), tuning, tmp_path) == found
     moved = changed(cell(GRADUAL), found)
-    assert moved.training.lr == found["lr"] and moved.contender.method == Gradual(end=found["method.end"])
+    expected = Gradual(end=found["method.end"], updates=found["method.updates"])
+    assert moved.training.lr == found["lr"] and moved.contender.method == expected
+    monkeypatch.setattr("espalier.compare.tuning._validation", lambda *_: 0.5)
+    narrow = Tuning(1, {"lr": Range(0.2, 0.3)})
+    assert 0.2 <= tune(cell(GRADUAL), narrow, tmp_path)["lr"] <= 0.3, "other ranges are other trials"
     assert moved.digest != cell(GRADUAL).digest
 
 
@@ -381,10 +490,27 @@ def test_fields_inside_a_law_are_tuned():
     law = Contender("gRDA", Threshold(PowerLaw(0.1, 0.5)))
     moved = changed(cell(law), {"method.law.c": 0.2})
     assert moved.contender.method == Threshold(PowerLaw(0.2, 0.5))
-    with pytest.raises(EspalierError, match=r"cannot tune 'method\.law\.d': PowerLaw has no field 'd'"):
+    with pytest.raises(EspalierError, match=r"PowerLaw has no field 'd'"):
         changed(cell(law), {"method.law.d": 0.2})
-    with pytest.raises(EspalierError, match="cannot tune 'rate': Training has no field 'rate'"):
-        changed(cell(law), {"rate": 0.2})
+    for name, low, high, match in (
+        ("rate", 0.1, 0.2, "cannot tune 'rate' of gRDA to 0.1: Training has no field 'rate'"),
+        ("method.law.mu", 0.5, 1.5, "cannot tune 'method.law.mu' of gRDA to 1.5: `mu` of PowerLaw is 1.5"),
+        ("method.settle.x", 0.1, 0.2, "float has no field 'x'"),
+    ):
+        with pytest.raises(EspalierError, match=re.escape(match)):
+            check_space(law, TRAINING, {name: Range(low, high)})
+    with pytest.raises(EspalierError, match="both ends must be whole numbers"):
+        check_space(GRADUAL, TRAINING, {"method.updates": Range(1.5, 3)})
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "augment", "labels", "seed"])
+def test_what_must_be_equal_is_neither_changed_nor_tuned(name: str):
+    with pytest.raises(EspalierError, match=f"`{name}` must be equal for all methods"):
+        Contender("a", Gradual(), {name: 1})
+    with pytest.raises(EspalierError, match=f"`{name}` must be equal for all methods"):
+        Contender("a", Gradual(), ranges={name: Range(1, 2)})
+    with pytest.raises(EspalierError, match=f"`{name}` must be equal for all methods"):
+        Tuning(1, {name: Range(1, 2)})
 
 
 def test_nothing_to_tune_costs_nothing(tmp_path: Path):

@@ -24,9 +24,10 @@ from espalier._errors import EspalierError, near, plural
 from espalier.cli import names, options
 
 if TYPE_CHECKING:
-    from espalier.compare import Cell, Contender, Network, Outcome, Study, Tuning
+    from espalier.compare import Cell, Contender, Network, Outcome, Range, Study, Tuning
     from espalier.recipe import YamlFile
-    from espalier.study import StudyRecipe
+    from espalier.study import RangeEntry, StudyRecipe
+    from espalier.train.loop import Progress
 
 SMALLER = "smaller-dense"
 
@@ -73,27 +74,29 @@ def command(
         print(report.plan_text(cells, _reasons(cells)))
         return
     made(folder)
-    outcomes = (
-        {} if report_only else _run_all(study, cells, tuning, folder, data_root, engine, bar=not as_json)
+    if report_only:
+        found = _there(folder, cells, tuned=tuning is not None)
+    else:
+        found = list(_run_all(study, cells, tuning, folder, data_root, engine, bar=not as_json).values())
+    missing = len(
+        {_name_of(cell.spec, cell.seed) for cell in cells} - {_name_of(o.spec, o.seed) for o in found}
     )
-    found = [*outcomes.values(), *_outcomes([*([folder] if report_only else []), *(add or [])])]
-    wanted = {
-        (cell.network.name, cell.contender.label, cell.sparsity, cell.seed, cell.teacher) for cell in cells
-    }
-    done = {
-        (o.spec["network"], o.spec["label"], o.spec["sparsity"], o.seed, o.spec["teacher"]) for o in found
-    }
-    result = compare(found, missing=len(wanted - done))
+    result = compare([*found, *_outcomes(add or [])], missing=missing)
     report.write(file.value, result, folder)
     print(report.as_json(file.value, result) if as_json else report.as_text(file.value, result, folder))
 
 
 def gather(file: "YamlFile[StudyRecipe]", root: Path | None) -> "tuple[Study, Tuning | None]":
     """The study that a file describes, its words replaced by networks, data and methods."""
-    from espalier.compare import Range, Study, Tuning
+    from espalier.compare import Study
 
     asked = file.value
     networks = tuple(_network(file, i, root) for i in range(len(asked.networks)))
+    for i, network in enumerate(networks):
+        if network.name in [other.name for other in networks[:i]]:
+            raise EspalierError(
+                f"{file.at('networks', i)}: two networks are called {network.name!r}: give one another name"
+            )
     contenders = tuple(_contender(file, i) for i in range(len(asked.methods)))
     seen: set[tuple[str, float | None]] = set()
     for i, contender in enumerate(contenders):
@@ -113,14 +116,7 @@ def gather(file: "YamlFile[StudyRecipe]", root: Path | None) -> "tuple[Study, Tu
                 f"{file.at('networks', i)}: teachers includes true, and {network.name} starts from scratch: give it a "
                 "start, or leave the teacher out"
             )
-    tuning = None
-    if asked.tuning is not None:
-
-        def ranges(entries: Mapping[str, Any]) -> dict[str, Range]:
-            return {name: Range(e.low, e.high, e.log) for name, e in entries.items()}
-
-        own = {contender.label: ranges(entry.tune) for contender, entry in zip(contenders, asked.methods)}
-        tuning = Tuning(asked.tuning.trials, ranges(asked.tuning.common), own, asked.tuning.storage)
+    tuning = _tuning(file, contenders)
     study = Study(
         asked.title,
         networks,
@@ -132,6 +128,38 @@ def gather(file: "YamlFile[StudyRecipe]", root: Path | None) -> "tuple[Study, Tu
         asked.scope,
     )
     return study, tuning
+
+
+def _ranges(entries: "Mapping[str, RangeEntry]") -> "dict[str, Range]":
+    from espalier.compare import Range
+
+    return {name: Range(entry.low, entry.high, entry.log) for name, entry in entries.items()}
+
+
+def _tuning(file: "YamlFile[StudyRecipe]", contenders: "Sequence[Contender]") -> "Tuning | None":
+    """How methods are tuned; ranges that one of them cannot take are refused here."""
+    from espalier.compare import Tuning, check_space
+
+    asked = file.value
+    if asked.tuning is None:
+        for i, contender in enumerate(contenders):
+            if contender.ranges:
+                raise EspalierError(
+                    f"{file.at('methods', i, 'tune')}: {contender.label} has ranges, but the study has no tuning: say "
+                    "how many trials, as in tuning: {trials: 8}"
+                )
+        return None
+    try:
+        tuning = Tuning(asked.tuning.trials, _ranges(asked.tuning.common), asked.tuning.storage)
+    except EspalierError as error:
+        raise EspalierError(f"{file.at('tuning', 'common')}: {error}") from None
+    for i, contender in enumerate(contenders):
+        try:
+            training = replace(asked.training, **contender.changes)
+            check_space(contender, training, tuning.space(contender))
+        except EspalierError as error:
+            raise EspalierError(f"{file.at('methods', i, 'tune')}: {error}") from None
+    return tuning
 
 
 def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "Network":
@@ -192,27 +220,44 @@ def _contender(file: "YamlFile[StudyRecipe]", index: int) -> "Contender":
     """One entry of `methods`."""
     from espalier.cli.method_names import method
     from espalier.compare import Contender
-    from espalier.methods import Dense
 
     entry = file.value.methods[index]
-    known = [field for field in type(file.value.training).__dataclass_fields__ if field != "seed"]
-    for field in entry.training:
+    _check_training(file, index)
+    label = entry.label or entry.name
+    only = entry.only.model_dump()
+    for part, values in only.items():
+        for i, value in enumerate(values or ()):
+            if value not in getattr(file.value, part):
+                raise EspalierError(
+                    f"{file.at('methods', index, 'only', part, i)}: {value} is none of the study's {part}"
+                )
+    smaller = entry.name == SMALLER
+    name = "dense" if smaller else entry.name
+    found = method(name, entry.options, lambda field: f"{file.at('methods', index, field)}: ")
+    try:
+        return Contender(label, found, entry.training, smaller, **only, ranges=_ranges(entry.tune))
+    except EspalierError as error:
+        raise EspalierError(f"{file.at('methods', index)}: {error}") from None
+
+
+def _check_training(file: "YamlFile[StudyRecipe]", index: int) -> None:
+    """Refuse fields of a method's training that there are not, and values they do not take."""
+    from pydantic import TypeAdapter, ValidationError
+
+    changes = file.value.methods[index].training
+    known = type(file.value.training).__dataclass_fields__
+    for field in changes:
         if field not in known:
             raise EspalierError(
                 f"{file.at('methods', index, 'training', field)}: unknown field 'training.{field}'.{near(field, known)}"
             )
-    replace(file.value.training, **entry.training)  # values outside their range are refused here
-    label = entry.label or entry.name
-    only = entry.only.model_dump()
-    for i, sparsity in enumerate(entry.only.sparsities or ()):
-        if sparsity not in file.value.sparsities:
-            raise EspalierError(
-                f"{file.at('methods', index, 'only', 'sparsities', i)}: {sparsity:g} is none of the study's sparsities"
-            )
-    if entry.name == SMALLER:
-        return Contender(label, Dense(), entry.training, smaller=True, **only)
-    found = method(entry.name, entry.options, lambda field: f"{file.at('methods', index, field)}: ")
-    return Contender(label, found, entry.training, **only)
+    try:
+        TypeAdapter(type(file.value.training)).validate_python({**vars(file.value.training), **changes})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = file.at("methods", index, "training", *first["loc"])
+        said = first["msg"].removeprefix("Value error, ")
+        raise EspalierError(f"{where}: training {'.'.join(map(str, first['loc']))}: {said}") from None
 
 
 def _reasons(cells: "Sequence[Cell]") -> dict[str, str]:
@@ -241,7 +286,7 @@ def _run_all(
     bar: bool,
 ) -> "dict[str, Outcome]":
     """Every cell that no other process is at; what cannot be run fails before anything is trained."""
-    from espalier.compare import Outcome, run
+    from espalier.compare import Outcome
     from espalier.report.progress import progress_bar
 
     reasons = _reasons(cells)
@@ -263,7 +308,7 @@ def _run_all(
                 def step(done: int, total: int, _: str) -> None:
                     shown.update(one, completed=done, total=total)
 
-                outcome = run(tuned(cell, tuning, folder), folder, step)
+                outcome = _outcome(cell, tuning, folder, step)
                 if outcome is None:
                     left.append(cell)
                 else:
@@ -294,23 +339,51 @@ def _on_ray(study: Path, cells: "Sequence[Cell]", folder: Path, root: Path | Non
 
 def run_one(study: str, digest: str, folder: str, root: str | None) -> None:
     """One run of a study, by its digest before tuning: what a worker of a cluster does."""
-    from espalier.compare import run
     from espalier.recipe import YamlFile
     from espalier.study import StudyRecipe
 
     planned, tuning = gather(YamlFile(Path(study), StudyRecipe), Path(root) if root else None)
     cell = next(cell for cell in planned.cells() if cell.digest == digest)
-    run(tuned(cell, tuning, Path(folder)), Path(folder))
+    _outcome(cell, tuning, Path(folder))
 
 
-def tuned(cell: "Cell", tuning: "Tuning | None", folder: Path) -> "Cell":
-    """The cell with what tuning found, by the study's first seed, for every seed."""
-    if tuning is None:
-        return cell
-    from espalier.compare import changed, tune
+def _outcome(
+    cell: "Cell", tuning: "Tuning | None", folder: Path, progress: "Progress | None" = None
+) -> "Outcome | None":
+    """Run a cell with what tuning found by seed 0 for every seed; failing to tune it is its failure, too."""
+    from espalier.compare import Outcome, changed, run, tune
 
-    first = replace(cell, seed=0, training=replace(cell.training, seed=0))
-    return changed(cell, tune(first, tuning, folder))
+    if tuning is not None:
+        first = replace(cell, seed=0, training=replace(cell.training, seed=0))
+        try:
+            cell = changed(cell, tune(first, tuning, folder, progress))
+        except EspalierError as error:
+            return Outcome(cell.spec, cell.seed, failure=f"not tuned: {error}")
+    return run(cell, folder, progress)
+
+
+def _name_of(spec: "Mapping[str, Any]", seed: int) -> tuple[Any, ...]:
+    """What a run is called, whatever else its specification says."""
+    return (spec["network"], spec["label"], spec["sparsity"], spec["teacher"], seed)
+
+
+def _there(folder: Path, cells: "Sequence[Cell]", *, tuned: bool) -> "list[Outcome]":
+    """What lies in the folder for these runs, and why some of them cannot be done.
+
+    By specification; where runs were tuned, by name: what was found is only in their specification.
+    """
+    from espalier.compare import Outcome
+    from espalier.train.state import digest_of
+
+    reasons = _reasons(cells)
+    failed = [Outcome(c.spec, c.seed, failure=reasons[c.digest]) for c in cells if c.digest in reasons]
+    names_ = {_name_of(cell.spec, cell.seed) for cell in cells}
+    digests = {cell.digest for cell in cells}
+    return failed + [
+        o
+        for o in _outcomes([folder])
+        if (_name_of(o.spec, o.seed) in names_ if tuned else digest_of(o.spec) in digests)
+    ]
 
 
 def _outcomes(folders: Sequence[Path]) -> "list[Outcome]":

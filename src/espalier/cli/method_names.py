@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ def method(
     values = {}
     for option, value in options.items():
         try:
-            values[option] = _value(option, value)
+            values[option] = _value(option, value, known[option].annotation)
         except (EspalierError, TypeError) as error:
             raise EspalierError(f"{where(option)}{option}: {error}") from None
     try:
@@ -63,7 +62,7 @@ def score(word: str) -> "AbstractScore":
     name, _, seed = word.partition("=")
     table: dict[str, Callable[[], AbstractScore]] = {
         "magnitude": scores.Magnitude,
-        "random": lambda: scores.Random(int(seed or 0)),
+        "random": lambda: scores.Random(_number(seed, "the seed of random", int) if seed else None),
         "saliency": scores.Saliency,
         "obd": scores.OBD,
         "hessian-obd": scores.HessianOBD,
@@ -75,21 +74,38 @@ def score(word: str) -> "AbstractScore":
     return look_up("score", name, table)()
 
 
-def _value(option: str, value: Any) -> Any:
-    """An option of a file as what the library takes."""
+def _value(option: str, value: Any, kind: Any) -> Any:
+    """An option of a file as what the library takes.
+
+    Args:
+        option: its name.
+        value: as YAML has it.
+        kind: the type it is declared with.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
     from espalier.optim import Polynomial
 
     if option == "allocation" and isinstance(value, str):
         word, _, floor = value.partition(" floor=")
-        return allocation(word, float(floor or 0))
+        return allocation(word, _number(floor or "0", "a floor", float))
     if option in ("score", "start") and isinstance(value, str):
         return score(value)
     if option == "schedule":
         return Polynomial({"cubic": 3.0, "linear": 1.0}.get(value, value))
-    if isinstance(value, str):
-        with suppress(ValueError):
-            return float(value)  # YAML takes 5e-4, without a point, for a string
-    return value
+    try:
+        taken = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        raise EspalierError(f"{said[:1].lower()}{said[1:]}, got {value!r}") from None
+    return taken if isinstance(value, str) else value  # YAML takes 5e-4, without a point, for a string
+
+
+def _number(word: str, what: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        return kind(word)
+    except ValueError:
+        raise EspalierError(f"{what} must be a number, got {word!r}") from None
 
 
 def _table() -> "dict[str, Callable[..., AbstractMethod]]":

@@ -3,6 +3,7 @@
 from espalier.compare.cell import Cell as Cell
 from espalier.compare.cell import Contender as Contender
 from espalier.compare.cell import Network as Network
+from espalier.compare.cell import Range as Range
 from espalier.compare.cell import Study as Study
 from espalier.compare.running import Outcome as Outcome
 from espalier.compare.running import check as check
@@ -15,7 +16,7 @@ from espalier.compare.statistics import mcnemar as mcnemar
 from espalier.compare.summary import Comparison as Comparison
 from espalier.compare.summary import Row as Row
 from espalier.compare.summary import compare as compare
-from espalier.compare.tuning import Range as Range
 from espalier.compare.tuning import Tuning as Tuning
 from espalier.compare.tuning import changed as changed
+from espalier.compare.tuning import check_space as check_space
 from espalier.compare.tuning import tune as tune

@@ -1,17 +1,45 @@
 """What is compared: networks, contenders, sparsities, seeds, teachers; and one run of it, a cell."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
+from espalier._errors import EspalierError
 from espalier.data import Dataset
 from espalier.methods import AbstractMethod, Dense
 from espalier.selection import Scope
 from espalier.train import Training
 from espalier.train.state import digest_of
+
+EQUAL = ("epochs", "batch_size", "augment", "labels", "seed")
+"""Fields of the training in which no method may differ from the others: the budget, the batches and who teaches."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a number is looked for.
+
+    Args:
+        low: smallest.
+        high: largest.
+        log: on a logarithmic scale.
+
+    Raises:
+        EspalierError: nothing lies between them.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise EspalierError(
+                f"a range needs low < high, both positive on a logarithmic scale, got {self.low:g} to {self.high:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -48,6 +76,11 @@ class Contender:
         sparsities: the only ones of the study it takes part in; None is all.
         seeds: likewise.
         teachers: likewise.
+        ranges: what is tuned of it beside what is of every method; "lr" is a field of the training, "method.end" of
+            the method, "method.law.c" of its law.
+
+    Raises:
+        EspalierError: a change of what must be equal for all.
     """
 
     label: str
@@ -57,6 +90,10 @@ class Contender:
     sparsities: tuple[float, ...] | None = None
     seeds: tuple[int, ...] | None = None
     teachers: tuple[bool, ...] | None = None
+    ranges: Mapping[str, Range] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        check_equal([*self.changes, *self.ranges])
 
     @property
     def dense(self) -> bool:
@@ -151,6 +188,16 @@ class Study:
                         for sparsity in (None,) if contender.dense else self.sparsities:
                             if contender.dense or not _outside(sparsity, contender.sparsities):
                                 yield Cell(network, contender, sparsity, seed, teacher, training, self.scope)
+
+
+def check_equal(fields: Iterable[str]) -> None:
+    """Refuse what would make a comparison unequal."""
+    for name in fields:
+        if name in EQUAL:
+            raise EspalierError(
+                f"`{name}` must be equal for all methods, or the comparison would not be: give it to the study's "
+                "training"
+            )
 
 
 def _outside(value: object, only: tuple[object, ...] | None) -> bool:

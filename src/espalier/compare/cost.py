@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from espalier._forward import modes
+from espalier._forward import as_input, modes
 from espalier._types import Counts
 
 
@@ -22,12 +22,16 @@ class Cost:
         sparse: forward and backward if every product with a zero weight were left out, with each tensor's density
             taken as linear between the ends of two epochs. No hardware here does that; methods that need dense
             gradients on some steps (RigL, AC/DC) need more than it says.
+        scoring: of the scores that read training data, beside the training: a forward and a backward pass for each
+            example they read, what some compute beyond that (products with the Hessian) left out; None where it was
+            not counted.
     """
 
     forward: int
     backward: int
     teacher: int
     sparse: int
+    scoring: int | None = None
 
     @property
     def dense(self) -> int:
@@ -66,7 +70,7 @@ def multiplications(model: nn.Module, example: Tensor) -> Counts:
     try:
         with modes(model), torch.no_grad():
             model.eval()
-            model(example)
+            model(as_input(model, example))
     finally:
         for handle in handles:
             handle.remove()
@@ -74,7 +78,12 @@ def multiplications(model: nn.Module, example: Tensor) -> Counts:
 
 
 def cost(
-    each: Counts, sizes: Counts, kept: Sequence[Mapping[str, int]], examples: int, teacher: Counts
+    each: Counts,
+    sizes: Counts,
+    kept: Sequence[Mapping[str, int]],
+    examples: int,
+    teacher: Counts,
+    scored: int = 0,
 ) -> Cost:
     """Cost of a training.
 
@@ -84,6 +93,7 @@ def cost(
         kept: entries that are not zero, by pruned weight, before the first epoch and after each.
         examples: trained on in an epoch.
         teacher: multiply-accumulates per example of the teacher; empty without one.
+        scored: examples that scores have read.
     """
     epochs = len(kept) - 1
     forward = 2 * sum(each.values()) * examples * epochs
@@ -92,4 +102,5 @@ def cost(
         for name, macs in each.items():
             density = (before[name] + after[name]) / (2 * sizes[name]) if name in sizes else 1.0
             sparse += 3 * 2 * macs * density * examples
-    return Cost(forward, 2 * forward, 2 * sum(teacher.values()) * examples * epochs, round(sparse))
+    taught = 2 * sum(teacher.values()) * examples * epochs
+    return Cost(forward, 2 * forward, taught, round(sparse), 3 * 2 * sum(each.values()) * scored)

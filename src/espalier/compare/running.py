@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import copy
 import fcntl
 import json
 import shutil
@@ -142,7 +143,8 @@ def run(cell: Cell, folder: Path, progress: Progress | None = None) -> Outcome |
                 reason = f"{type(error).__name__}: {error} (see traceback.txt in {place.name})"
                 outcome = Outcome(cell.spec, cell.seed, failure=reason)
             outcome.save(place / RESULT)
-            shutil.rmtree(place / "run", ignore_errors=True)
+            if outcome.failure is None:  # else the last good state is kept
+                shutil.rmtree(place / "run", ignore_errors=True)
     return Outcome.load(place / RESULT)
 
 
@@ -182,7 +184,14 @@ def _train(cell: Cell, place: Path, progress: Progress | None) -> Outcome:
         zeros=result.zeros,
         entries=result.entries,
         bytes=_sparse_bytes(model),
-        cost=cost(each, sizes, [e.kept for e in result.history.epochs], len(data.train), taught),
+        cost=cost(
+            each,
+            sizes,
+            [e.kept for e in result.history.epochs],
+            len(data.train),
+            taught,
+            result.history.scored,
+        ),
         seconds=sum(epoch.seconds for epoch in result.history.epochs),
         epochs=tuple(epoch.record() for epoch in result.history.epochs),
         correct=test.correct,
@@ -195,7 +204,7 @@ def networks(cell: Cell) -> tuple[nn.Module, nn.Module | None]:
     if cell.teacher:
         if cell.network.parent is None:
             raise EspalierError(f"{cell.network.name} starts from scratch: there is no dense parent to teach")
-        teacher = cell.network.parent()
+        teacher = copy.deepcopy(cell.network.parent())  # a run moves its teacher to its device
     if cell.contender.smaller:
         if cell.network.smaller is None or cell.sparsity is None:
             raise EspalierError(
@@ -206,7 +215,11 @@ def networks(cell: Cell) -> tuple[nn.Module, nn.Module | None]:
 
 
 def _plan_check(cell: Cell, model: nn.Module) -> None:
-    """Let the method refuse before anything is trained."""
+    """Refuse before anything is trained, what the method cannot do too."""
+    if not cell.training.labels and not cell.teacher:
+        raise EspalierError(
+            "training without labels needs a teacher: give the study teachers: [true], or labels"
+        )
     if not cell.contender.smaller:
         names = select(open_checkpoint(model), cell.scope).names
         steps = 100 * max(1, cell.training.epochs)  # any number: nothing is trained

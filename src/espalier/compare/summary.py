@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from espalier._errors import EspalierError
 from espalier.compare.running import Outcome
 from espalier.compare.statistics import (
     Crossing,
@@ -14,6 +15,7 @@ from espalier.compare.statistics import (
     difference,
     estimate,
 )
+from espalier.train.state import differences
 
 
 class Key(NamedTuple):
@@ -42,12 +44,14 @@ class Row:
         reached: mean sparsity recounted.
         bytes: mean size of the sparse file.
         flops: mean of what the training computed, dense.
+        scoring: mean of what scores computed on data beside the training; None where no run counted it.
         sparse_flops: mean of what it would compute without products with zero.
         failures: reasons of the failed runs.
         emptied: tensors that a run has pruned completely (layer collapse), "seed 0: linear.weight".
-        best: the highest mean of the pruned methods at this sparsity.
-        tied: the best, or not surely worse than it.
-        behind: the best minus this one, where both have seeds in common; None for the best and the controls.
+        best: the highest mean at this sparsity, of the methods with two seeds or more where there are any.
+        tied: the best, or not surely worse than it; None where that cannot be said: with fewer than two seeds in
+            common with the best.
+        behind: the best minus this one, where both have seeds in common; None for the best and the dense control.
     """
 
     network: str
@@ -58,11 +62,12 @@ class Row:
     reached: float | None
     bytes: float | None
     flops: float | None
+    scoring: float | None
     sparse_flops: float | None
     failures: tuple[str, ...]
     emptied: tuple[str, ...] = ()
     best: bool = False
-    tied: bool = False
+    tied: bool | None = False
     behind: Difference | None = None
 
     @property
@@ -98,7 +103,7 @@ class Comparison:
 
     Args:
         rows: dense control first, then by sparsity, the best mean first, failures last.
-        curves: one a network, teacher and method, the largest area first; of one sparsity last.
+        curves: one a network, teacher and method, those over most sparsities first, of these the largest area.
         missing: cells that have not run.
     """
 
@@ -111,16 +116,31 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
     """Summarize the outcomes of a study, or of several together.
 
     Failed runs are in no mean and are listed. A run with the specification of another is counted once.
+
+    Raises:
+        EspalierError: two runs with one name differ in more than their seed.
     """
     groups: Groups = {}
     for outcome in outcomes:
         spec = outcome.spec
         key = Key(spec["network"], spec["teacher"], spec["label"], spec["sparsity"])
-        groups.setdefault(key, {}).setdefault(outcome.seed, outcome)
+        runs = groups.setdefault(key, {})
+        for known in runs.values():
+            if other := differences(_seedless(known.spec), _seedless(spec)):
+                raise EspalierError(
+                    f"two runs are called {key.network}, {key.label} at {key.sparsity}, but differ "
+                    f"({'; '.join(other)}): give one of their studies another label or name"
+                )
+        runs.setdefault(outcome.seed, outcome)
     rows = [_row(key, list(runs.values())) for key, runs in groups.items()]
     rows = [_judged(row, rows, groups) for row in rows]
     rows.sort(key=lambda r: (r.network, r.teacher, r.sparsity or 0.0, -_mean(r), not r.best, r.label))
     return Comparison(tuple(rows), tuple(_curves(rows)), missing)
+
+
+def _seedless(spec: dict[str, Any]) -> dict[str, Any]:
+    """What all seeds of a method share."""
+    return {**spec, "training": {k: v for k, v in spec["training"].items() if k != "seed"}}
 
 
 def _mean(row: Row) -> float:
@@ -131,7 +151,7 @@ def _row(key: Key, runs: Sequence[Outcome]) -> Row:
     done = [run for run in runs if run.failure is None]
     failures = tuple(f"seed {run.seed}: {run.failure}" for run in runs if run.failure is not None)
     if not done:
-        return Row(*key, None, None, None, None, None, failures)
+        return Row(*key, None, None, None, None, None, None, failures)
 
     def mean(values: Iterable[Any]) -> float:
         return estimate([float(value) for value in values]).mean
@@ -143,6 +163,7 @@ def _row(key: Key, runs: Sequence[Outcome]) -> Row:
         reached=mean(run.sparsity for run in done),
         bytes=mean(run.bytes for run in done),
         flops=mean(c.dense for c in costs) if costs else None,
+        scoring=mean(known) if (known := [c.scoring for c in costs if c.scoring is not None]) else None,
         sparse_flops=mean(c.sparse + c.teacher for c in costs) if costs else None,
         failures=failures,
         emptied=tuple(f"seed {run.seed}: {', '.join(run.emptied)}" for run in done if run.emptied),
@@ -166,15 +187,15 @@ def _judged(row: Row, rows: Sequence[Row], groups: Groups) -> Row:
         for r in rows
         if (r.network, r.teacher, r.sparsity) == (row.network, row.teacher, row.sparsity) and r.accuracy
     ]
-    best = max(rivals, key=_mean)
+    best = max(rivals, key=lambda r: (r.accuracy is not None and r.accuracy.n > 1, _mean(r)))
     if best is row:
         return replace(row, best=True, tied=True)
     ours, theirs = groups[row.key], groups[best.key]
     seeds = [s for s in ours if s in theirs and ours[s].failure is None and theirs[s].failure is None]
     if not seeds:
-        return row
+        return replace(row, tied=None)
     behind = difference([theirs[s].correct for s in seeds], [ours[s].correct for s in seeds])
-    return replace(row, tied=not behind.better, behind=behind)
+    return replace(row, tied=None if behind.seeds is None else not behind.better, behind=behind)
 
 
 def _curves(rows: Sequence[Row]) -> Iterable[Curve]:
@@ -196,4 +217,4 @@ def _curves(rows: Sequence[Row]) -> Iterable[Curve]:
             )
             for label, at in points.items()
         ]
-        yield from sorted(curves, key=lambda curve: -1.0 if curve.area is None else curve.area, reverse=True)
+        yield from sorted(curves, key=lambda curve: (len(curve.sparsities), curve.area or 0.0), reverse=True)

@@ -3,39 +3,20 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from espalier._errors import EspalierError
+from espalier._errors import EspalierError, near
 from espalier.checkpoint import open_checkpoint
 from espalier.checkpoint.atomic import made
-from espalier.compare.cell import Cell
+from espalier.compare.cell import Cell, Contender, Range, check_equal
 from espalier.compare.running import locked, networks
+from espalier.methods import AbstractMethod
 from espalier.selection import select
-from espalier.train import Failed, fit
+from espalier.train import Failed, Training, fit
 from espalier.train.loop import Progress
-
-
-@dataclass(frozen=True)
-class Range:
-    """Where a number is looked for.
-
-    Args:
-        low: smallest.
-        high: largest.
-        log: on a logarithmic scale.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise EspalierError(
-                f"a range needs low < high, both positive on a logarithmic scale, got {self.low:g} to {self.high:g}"
-            )
+from espalier.train.state import digest_of
 
 
 @dataclass(frozen=True)
@@ -45,33 +26,32 @@ class Tuning:
     Args:
         trials: per network, method, sparsity and teacher; the same for all.
         common: ranges of fields of the training, for every method.
-        own: ranges by label of the method; "lr" is a field of the training, "method.end" of the method,
-            "method.law.c" of its law.
         storage: URL of Optuna's database, such as one that several machines share; None is a file in the study's
             folder.
 
     Raises:
-        EspalierError: no trials.
+        EspalierError: no trials, or a range of what must be equal for all.
     """
 
     trials: int
     common: Mapping[str, Range] = field(default_factory=dict)
-    own: Mapping[str, Mapping[str, Range]] = field(default_factory=dict)
     storage: str | None = None
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise EspalierError(f"tuning needs at least one trial, got {self.trials}")
+        check_equal(self.common)
 
-    def space(self, label: str) -> dict[str, Range]:
+    def space(self, contender: Contender) -> dict[str, Range]:
         """What is tuned for a method."""
-        return {**self.common, **self.own.get(label, {})}
+        return {**self.common, **contender.ranges}
 
 
 def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
     """The best of the trials for a cell, by accuracy on the validation split after the last epoch.
 
-    Goes on where it stopped. The test split is not read. A trial that fails counts as a trial.
+    Goes on where it stopped; other ranges are other trials. The test split is not read. A trial that diverges counts
+    as a trial.
 
     Args:
         cell: the run as it would be untuned; its seed is that of the trials, its result serves every seed.
@@ -85,19 +65,26 @@ def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = N
     Raises:
         EspalierError: optuna is not installed, or every trial failed.
     """
-    space = tuning.space(cell.contender.label)
+    space = tuning.space(cell.contender)
     if not space:
         return {}
+    check_space(cell.contender, cell.training, space)
     try:
         import optuna
     except ImportError:
         raise EspalierError("tuning needs optuna: pip install 'espalier[compare]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    place = made(folder / "tuning" / cell.digest)
+    name = digest_of({"cell": cell.spec, "ranges": {key: asdict(value) for key, value in space.items()}})
+    place = made(folder / "tuning" / name)
     storage = tuning.storage or f"sqlite:///{folder / 'tuning' / 'trials.db'}"
 
     def trial(asked: Any) -> float:
-        values = {name: asked.suggest_float(name, r.low, r.high, log=r.log) for name, r in space.items()}
+        values = {
+            key: asked.suggest_int(key, int(r.low), int(r.high), log=r.log)
+            if _kind(cell.contender, cell.training, key) is int
+            else asked.suggest_float(key, r.low, r.high, log=r.log)
+            for key, r in space.items()
+        }
         try:
             return _validation(changed(cell, values), place / f"trial-{asked.number}", progress)
         except Failed:
@@ -106,16 +93,36 @@ def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = N
     with locked(place / "lock", wait=True), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
-            storage=storage, study_name=cell.digest, direction="maximize", load_if_exists=True
+            storage=storage, study_name=name, direction="maximize", load_if_exists=True
         )
-        ended = [t for t in study.trials if t.state.is_finished()]
+        counted = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+        ended = [t for t in study.trials if t.state in counted]
         study.sampler = optuna.samplers.TPESampler(seed=cell.seed + len(ended))
         if tuning.trials > len(ended):
             study.optimize(trial, n_trials=tuning.trials - len(ended))
         try:
             return dict(study.best_params)
         except ValueError:
-            raise EspalierError(f"every tuning trial of {cell} failed: narrow its ranges") from None
+            raise EspalierError(f"every tuning trial of {cell} diverged: narrow its ranges") from None
+
+
+def check_space(contender: Contender, training: Training, space: Mapping[str, Range]) -> None:
+    """Refuse ranges of fields that there are not, or whose ends they do not take.
+
+    Raises:
+        EspalierError: names the field.
+    """
+    for name, values in space.items():
+        for value in (values.low, values.high):
+            try:
+                whole = _kind(contender, training, name) is int
+                if whole and value != int(value):
+                    raise EspalierError("it counts, so both ends must be whole numbers")
+                _changed(contender, training, {name: int(value) if whole else value})
+            except (EspalierError, TypeError, ValueError) as error:
+                raise EspalierError(
+                    f"cannot tune {name!r} of {contender.label} to {value:g}: {error}"
+                ) from None
 
 
 def changed(cell: Cell, values: Mapping[str, Any]) -> Cell:
@@ -124,21 +131,47 @@ def changed(cell: Cell, values: Mapping[str, Any]) -> Cell:
     Raises:
         EspalierError: there is no such field.
     """
-    training, method = cell.training, cell.contender.method
+    contender, training = _changed(cell.contender, cell.training, values)
+    return replace(cell, training=training, contender=contender)
+
+
+def _changed(
+    contender: Contender, training: Training, values: Mapping[str, Any]
+) -> tuple[Contender, Training]:
+    method = contender.method
     for name, value in values.items():
-        if name.startswith("method."):
-            method = _replaced(method, name.removeprefix("method.").split("."), value, name)
-        else:
-            training = _replaced(training, [name], value, name)
-    return replace(cell, training=training, contender=replace(cell.contender, method=method))
+        root, path = _root(method, training, name)
+        new = _replaced(root, path, value)
+        method, training = (method, new) if root is training else (new, training)
+    return replace(contender, method=method), training
 
 
-def _replaced(value: Any, path: list[str], new: Any, name: str) -> Any:
+def _root(method: AbstractMethod, training: Training, name: str) -> tuple[Any, list[str]]:
+    """What a dotted field belongs to, and the path in there."""
+    if name.startswith("method."):
+        return method, name.removeprefix("method.").split(".")
+    return training, [name]
+
+
+def _kind(contender: Contender, training: Training, name: str) -> Any:
+    """The type that a dotted field is declared with."""
+    value, (*path, last) = _root(contender.method, training, name)
+    for head in path:
+        value = getattr(value, _field(value, head))
+    return get_type_hints(type(value))[_field(value, last)]
+
+
+def _field(value: Any, name: str) -> str:
+    known = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    if name not in known:
+        raise EspalierError(f"{type(value).__name__} has no field {name!r}.{near(name, known)}")
+    return name
+
+
+def _replaced(value: Any, path: list[str], new: Any) -> Any:
     head, *rest = path
-    if not dataclasses.is_dataclass(value) or head not in {f.name for f in dataclasses.fields(value)}:
-        raise EspalierError(f"cannot tune {name!r}: {type(value).__name__} has no field {head!r}")
-    found = _replaced(getattr(value, head), rest, new, name) if rest else new
-    return dataclasses.replace(value, **{head: found})  # type: ignore[type-var]
+    found = _replaced(getattr(value, _field(value, head)), rest, new) if rest else new
+    return dataclasses.replace(value, **{_field(value, head): found})
 
 
 def _validation(cell: Cell, place: Path, progress: Progress | None) -> float:

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier._types import Counts
-from espalier.allocate import AbstractAllocation
+from espalier.allocate import LAMP, AbstractAllocation
 from espalier.masks import Masks, named_parameters
 from espalier.pruning import kept_entries
 from espalier.scores import Evidence, Magnitude, ranked
@@ -89,7 +89,12 @@ class AbstractMethod(ABC):
             EspalierError: says why not.
         """
         self.rule(model, plan)
-        allocation = getattr(self, "allocation", None)
+        allocation, score = getattr(self, "allocation", None), getattr(self, "score", None)
+        if isinstance(allocation, LAMP) and score is not None and score.signed:
+            raise EspalierError(
+                f"LAMP needs scores that are not negative, and those of {type(score).__name__} may be; use Global, "
+                "Uniform or ERK"
+            )
         if allocation is not None and plan.sparsity is not None:
             counts_by_magnitude(model, plan, allocation)
 

@@ -1,5 +1,6 @@
 """Rules that hold a mask: what one-shot, gradual and drop-and-grow methods share."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,7 +57,9 @@ class MaskRule(Rule):
     def evidence(self, score: AbstractScore | None = None) -> Evidence:
         """What a score needs of the network as it is now; the weights, without one."""
         needs = frozenset({"weights"}) if score is None else score.needs
-        return gather(self.model, self.plan.names, needs, self.batches, getattr(score, "sampling", None))
+        sampling = getattr(score, "sampling", None)
+        found = gather(self.model, self.plan.names, needs, self.batches, sampling)
+        return replace(found, seed=self.plan.training.seed)
 
     def finish(self) -> Masks:
         """The masks, after a last look that every pruned weight is zero."""

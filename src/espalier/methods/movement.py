@@ -1,7 +1,7 @@
 """Movement pruning: what training draws towards zero goes, and may come back."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose
 from espalier.methods.ramp import changes, check_ramp, sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
-from espalier.scores import Evidence, Movement
+from espalier.scores import AbstractScore, Evidence, Movement
+
+_MOVEMENT = Movement()
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class MovementPruning(AbstractMethod):
         Sanh, Wolf, Rush (2020), "Movement pruning: adaptive sparsity by fine-tuning", equations 2 to 4.
     """
 
+    score: ClassVar[AbstractScore] = _MOVEMENT
     allocation: AbstractAllocation = Global()
     schedule: AbstractSchedule = CUBIC
     begin: float = 0.1
@@ -103,7 +106,7 @@ class _Moving(MaskRule):
         progress, method = self.at[step], self.method
         sparsity = sparsity_at(progress, self.start, self.target, method.schedule)
         evidence = Evidence(self.evidence().weights, movement=self.moved)
-        masks = choose(Movement(), method.allocation, evidence, sparsity)
+        masks = choose(method.score, method.allocation, evidence, sparsity)
         if progress == 1:
             self.hold(masks)
         else:

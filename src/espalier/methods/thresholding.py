@@ -1,6 +1,8 @@
 """Zeros trained in by the optimizer: gRDA with a target, and every threshold law."""
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 from torch import nn
@@ -130,6 +132,15 @@ class _Thresholded(Rule):
         paper: bool = False,
     ) -> None:
         super().__init__(model, plan)
+        if plan.sparsity is not None:
+            room = self.entries - sum(
+                math.ceil(Fraction(str(min_kept)) * p.numel()) for p in self.parameters.values()
+            )
+            if room < self.entries - self.kept:
+                raise EspalierError(
+                    f"a sparsity of {plan.sparsity} needs {self.entries - self.kept} zeros, but `min_kept` leaves room "
+                    f"for {room} in {self.entries} entries; lower one of them"
+                )
         t = plan.training
         named = [(n, p) for n, p in named_parameters(model).items() if p.requires_grad]
         pruned = set(plan.names)

@@ -23,6 +23,7 @@ HEADS = (
     "95 % interval",
     "n",
     "behind the best",
+    "McNemar p",
     "train FLOPs",
     "if sparse",
     "file",
@@ -39,10 +40,15 @@ CAPTIONS = {
 }
 DOTS = f"The best on top, with 95 % intervals over runs; in brackets how many. {SCALE}"
 LEGEND = (
-    "* marks the best mean at its sparsity and every method that is not surely worse: the paired intervals over seeds "
-    "and over test examples both have to leave zero out. Intervals of the mean are Student's t over n runs. "
-    "FLOPs: what the training computed; if sparse: without products with zero weights."
+    "{mark} marks the best mean at its sparsity and every method that is not surely worse: the paired 95 % intervals "
+    "over seeds (Student's t of the differences by seed, shown) and over test examples both have to leave zero out. "
+    "Each pair is judged by itself, so of many methods as good as the best some may be called worse by chance. With "
+    "one seed nothing is said of methods: what is shown then is two networks. McNemar's p-value is of the examples on "
+    "which they differ (of several seeds, the largest). FLOPs: what the training computed, + what scores that read "
+    "data computed besides; if sparse: the training without products with zero weights."
 )
+STAR = LEGEND.format(mark="*")
+BOLD = LEGEND.format(mark="Bold")
 
 
 def plan_text(cells: "Sequence[Cell]", reasons: dict[str, str]) -> str:
@@ -61,9 +67,9 @@ def as_text(study: "StudyRecipe", result: "Comparison", folder: Path) -> str:
     """A table for each network and teacher."""
     lines = [study.title]
     for title, rows in _groups(result):
-        lines += ["", title, table(HEADS, [_row(row, "*") for row in rows], numeric=range(1, 9))]
+        lines += ["", title, table(HEADS, [_row(row, "*") for row in rows], numeric=range(1, 10))]
         lines += ["", table(CURVE_HEADS, _curve_rows(result, rows), numeric=(1, 2, 3))]
-    return "\n".join([*lines, "", LEGEND, *_remarks(result), "", f"report: {folder / 'report.html'}"])
+    return "\n".join([*lines, "", STAR, *_remarks(result), "", f"report: {folder / 'report.html'}"])
 
 
 def write(study: "StudyRecipe", result: "Comparison", folder: Path) -> None:
@@ -78,12 +84,13 @@ def write(study: "StudyRecipe", result: "Comparison", folder: Path) -> None:
 
 def page(study: "StudyRecipe", result: "Comparison") -> Page:
     """The page of a study."""
-    sections = [Section("How to read this", paragraphs=[LEGEND], points=_remarks(result))]
+    sections = [Section("How to read this", paragraphs=[BOLD], points=_remarks(result))]
     done = sum(row.accuracy.n for row in result.rows if row.accuracy is not None)
     failed = sum(len(row.failures) for row in result.rows)
     for title, rows in _groups(result):
-        numeric = frozenset(range(1, 9))
-        sections.append(Section(title, table=Table(HEADS, [_row(row, "★ ") for row in rows], numeric)))
+        bold = frozenset(i for i, row in enumerate(rows) if row.tied)
+        drawn_up = Table(HEADS, [_row(row, "") for row in rows], frozenset(range(1, 10)), bold)
+        sections.append(Section(title, table=drawn_up))
         for axis, caption in CAPTIONS.items():
             sections.append(Section("", figure=svg(_over(rows, axis, study)), caption=caption))
         drawn = _marks(rows)
@@ -124,12 +131,13 @@ def _groups(result: "Comparison") -> "list[tuple[str, list[Row]]]":
 def _row(row: "Row", mark: str) -> tuple[str, ...]:
     asked = "dense" if row.sparsity is None else percent(row.sparsity)
     if row.accuracy is None:
-        return (row.label, asked, "failed", "–", "0", "–", "–", "–", "–")
+        return (row.label, asked, "failed", "–", "0", *5 * ("–",))
     interval = row.accuracy.interval
-    behind = "–"
+    behind = "–" if row.tied is not None else "no common seed"
     if row.behind is not None:
-        low, high = row.behind.seeds or row.behind.examples
-        behind = f"{percent(row.behind.mean, 2)} ({percent(low, 2)} – {percent(high, 2)})"
+        ends = row.behind.seeds
+        within = "one seed" if ends is None else f"{percent(ends[0], 2)} – {percent(ends[1], 2)}"
+        behind = f"{percent(row.behind.mean, 2)} ({within})"
     return (
         f"{mark if row.tied else ''}{row.label}",
         asked,
@@ -137,7 +145,8 @@ def _row(row: "Row", mark: str) -> tuple[str, ...]:
         "–" if interval is None else f"{percent(interval[0])} – {percent(interval[1])}",
         str(row.accuracy.n),
         behind,
-        "–" if row.flops is None else f"{row.flops:.3g}",
+        "–" if row.behind is None else f"{row.behind.p:.2g}",
+        "–" if row.flops is None else f"{row.flops:.3g}" + (f" + {row.scoring:.3g}" if row.scoring else ""),
         "–" if row.sparse_flops is None else f"{row.sparse_flops:.3g}",
         "–" if row.bytes is None else size(round(row.bytes)),
     )
@@ -158,10 +167,13 @@ def _curve_rows(result: "Comparison", rows: "Sequence[Row]") -> list[tuple[str, 
 
 
 def _remarks(result: "Comparison") -> list[str]:
-    lines = [f"{row.label} at {row.sparsity}: {reason}" for row in result.rows for reason in row.failures]
+    def at(row: "Row") -> str:
+        return row.label if row.sparsity is None else f"{row.label} at {row.sparsity}"
+
+    lines = [f"{at(row)}: {reason}" for row in result.rows for reason in row.failures]
     if lines:
         lines.insert(0, "failed runs are in no mean:")
-    emptied = [f"{row.label} at {row.sparsity}: {what}" for row in result.rows for what in row.emptied]
+    emptied = [f"{at(row)}: {what}" for row in result.rows for what in row.emptied]
     if emptied:
         lines += ["tensors without a weight left, which often end a network:", *emptied]
     if result.missing:
@@ -171,7 +183,9 @@ def _remarks(result: "Comparison") -> list[str]:
 
 def _marks(rows: "Sequence[Row]") -> list[Mark]:
     return [
-        Mark(row.label, row.sparsity, row.accuracy.mean, row.accuracy.interval, row.tied, row.accuracy.n)
+        Mark(
+            row.label, row.sparsity, row.accuracy.mean, row.accuracy.interval, bool(row.tied), row.accuracy.n
+        )
         for row in rows
         if row.sparsity is not None and row.accuracy is not None
     ]
@@ -191,5 +205,6 @@ def _over(rows: "Sequence[Row]", axis: str, study: "StudyRecipe") -> "Figure":
         known = [mark for mark in marks if values[mark.label, mark.sparsity] is not None]
         lines(axes, known, dense, values)
         axes.set(xscale="log", xlabel=WORDS[axis])
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of ready text; columns in `numeric` are set flush right."""
+    """Rows of ready text; columns in `numeric` are set flush right, rows in `bold` in bold."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     numeric: frozenset[int] = frozenset()
+    bold: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

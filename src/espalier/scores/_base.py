@@ -29,6 +29,7 @@ class Evidence:
         hessian_diagonal: an estimate of the diagonal of the Hessian of L.
         synaptic_flow: dR/d|w| of the sum of outputs R of the network of absolute weights (see `SynFlow`).
         movement: minus w dL/dw, summed over the steps of a training run (see `Movement`).
+        seed: of the run; 0 outside of one.
     """
 
     weights: Tensors
@@ -39,6 +40,7 @@ class Evidence:
     hessian_diagonal: Tensors | None = None
     synaptic_flow: Tensors | None = None
     movement: Tensors | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class AbstractScore(ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights"})
+    signed: ClassVar[bool] = False
+    """Whether scores may be below zero, which `LAMP` refuses."""
 
     @abstractmethod
     def scores(self, evidence: Evidence) -> Tensors:

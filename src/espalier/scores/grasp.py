@@ -31,6 +31,7 @@ class GraSP(AbstractScore):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "hessian_gradient"})
+    signed: ClassVar[bool] = True
 
     sampling: Sampling = _SAMPLING
 

@@ -23,6 +23,7 @@ class Movement(AbstractScore):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "movement"})
+    signed: ClassVar[bool] = True
 
     def scores(self, evidence: Evidence) -> Tensors:
         """The sums as they were collected."""

@@ -60,6 +60,7 @@ class HessianOBD(AbstractScore):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"weights", "hessian_diagonal"})
+    signed: ClassVar[bool] = True
 
     sampling: Sampling = _GROUPS
 

@@ -19,18 +19,19 @@ class Random(AbstractScore):
     touched.
 
     Args:
-        seed: any integer; the same seed gives the same scores.
+        seed: any integer; the same seed gives the same scores. None takes that of the run, so that its runs differ.
     """
 
-    seed: int = 0
+    seed: int | None = None
 
     def scores(self, evidence: Evidence) -> Tensors:
         """Uniform numbers, one tensor at a time."""
         weights = evidence.weights
+        seed = evidence.seed if self.seed is None else self.seed
 
         def load(name: str) -> Tensor:
             # Drawn on the CPU, because generators of other devices give other streams.
-            generator = torch.Generator().manual_seed(_seed_of(self.seed, name))
+            generator = torch.Generator().manual_seed(_seed_of(seed, name))
             weight = weights[name]
             return torch.rand(weight.shape, generator=generator, dtype=torch.float32).to(weight.device)
 

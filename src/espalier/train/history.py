@@ -138,12 +138,14 @@ class History:
         spec: what was run: training, data, masks, optimizer, precision.
         digest: of the spec.
         resumed: how many epochs were read from the folder instead of trained.
+        scored: training examples that the scores of a method read beside the training.
     """
 
     epochs: tuple[Epoch, ...]
     spec: dict[str, Any] = field(repr=False)
     digest: str
     resumed: int = field(default=0, compare=False)
+    scored: int = 0
 
     @property
     def before(self) -> Epoch:

@@ -167,7 +167,7 @@ class _Run:
         self.scheduler = scheduler(training, self.optimizer, self.steps_per_epoch, self.rule.position)
         self.gauge = Gauge(model, self.held_out, self.names, parent, masks)
         self.epochs: list[Epoch] = []
-        self.resumed = 0
+        self.resumed = self.scored = 0
 
     def _optimizer(self, given: Optimizer | OptimizerFactory | None) -> Optimizer:
         """The rule's own, the one given, or the one the training names; with the rule's own parameters."""
@@ -240,6 +240,7 @@ class _Run:
         for x, y in batches:
             if left <= 0:
                 return
+            self.scored += min(left, len(x))
             yield x[:left], y[:left]
             left -= len(x)
 
@@ -329,6 +330,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
+            "scored": self.scored,
         }
 
     def restore(self) -> bool:
@@ -349,6 +351,7 @@ class _Run:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.scored = state["scored"]
         self.epochs = [Epoch.from_record(record) for record in state["epochs"]]
         self.resumed = len(self.epochs) - 1
         with self.rule.effective():
@@ -371,7 +374,7 @@ class _Run:
         raise Diverged(f"training stopped: {reason}; {kept}. {advice}", self.history())
 
     def history(self) -> History:
-        return History(tuple(self.epochs), self.spec, digest_of(self.spec), self.resumed)
+        return History(tuple(self.epochs), self.spec, digest_of(self.spec), self.resumed, self.scored)
 
 
 def _check(
