@@ -129,12 +129,12 @@ def standing(result: dict[str, Any], sparsity: float, teacher: bool = False, lab
         others = [r for r in here if r is not ours and r["behind"] is not None]
         if not others:
             return f"{at} it is alone so far"
-        told = "not told apart from" if others[0]["tied"] else "ahead of"
+        told = {True: "not told apart from", False: "ahead of", None: "not judged against"}[others[0]["tied"]]
         return f"{place}, {told} the next, {others[0]['label']}, which is behind by {ends(others[0])}"
     best = next(r for r in here if r["best"])
     if ours["behind"] is None:
         return f"{place}; the first, {best['label']}, has no seed in common with it yet"
-    told = "not told apart from" if ours["tied"] else "behind"
+    told = {True: "not told apart from", False: "behind", None: "with one seed, so not judged against"}[ours["tied"]]
     return f"{place}, {told} the first, {best['label']}: less by {ends(ours)}"
 
 
@@ -154,8 +154,9 @@ def section(name: str, result: dict[str, Any]) -> str:
     chosen = labels(result)
     parts = [
         f"{result['title']}: {result['runs']} of {result['runs'] + result['missing']} runs done; mean ± half-width of the "
-        "95 % Student interval (n runs). Bold: the best at its sparsity and whatever two paired intervals, over seeds and "
-        "over test examples, do not tell from it; from one seed, by the examples alone. Dashes are not part of the study.",
+        "95 % Student interval (n runs). Bold: the best at its sparsity and whatever two paired 95 % intervals, over seeds "
+        "and over test examples, do not tell from it; of methods with one run nothing is said. Dashes are not part of the "
+        "study.",
         standings(result),
         markdown(accuracy_rows(result, chosen)),
     ]
@@ -192,7 +193,7 @@ def marks(result: dict[str, Any]) -> list[Mark]:
             row["sparsity"],
             row["mean"],
             None if row["interval"] is None else (row["interval"][0], row["interval"][1]),
-            row["tied"],
+            bool(row["tied"]),
             row["n"],
         )
         for row in result["rows"]

@@ -23,7 +23,7 @@ def taught(result: dict[str, Any]) -> bool:
 
 
 def rows_of(result: dict[str, Any]) -> Table:
-    """Accuracy on the validation split, and on the test split; with a teacher the training loss too."""
+    """Accuracy on the validation and on the test split; with a teacher the training loss, at one sparsity the ramp."""
     rows, teacher, least = result["rows"], taught(result), min(result["sparsities"])
     head = [
         "validation / test accuracy % (runs)",
@@ -31,10 +31,14 @@ def rows_of(result: dict[str, Any]) -> Table:
     ]
     if teacher:
         head.append(f"training loss of each epoch, {percent(least, 0)} % zeros")
+    one = len(result["sparsities"]) == 1
+    if one:
+        head.append("zeros after each epoch %")
     table = [head]
     for label in variants(result):
         cells = [both(found(rows, label, s, teacher)) for s in result["sparsities"]]
-        table.append([label, *cells, *([losses(found(rows, label, least, teacher))] if teacher else [])])
+        last = found(rows, label, least, teacher)
+        table.append([label, *cells, *([losses(last)] if teacher else []), *([ramp(last)] if one else [])])
     return table
 
 
@@ -42,6 +46,12 @@ def losses(row: dict[str, Any] | None) -> str:
     if row is None or not row["n"]:
         return "–"
     return ", ".join(f"{loss:.2f}" for loss in row["by_epoch"]["train_loss"][1:])
+
+
+def ramp(row: dict[str, Any] | None) -> str:
+    if row is None or not row["n"]:
+        return "–"
+    return ", ".join(percent(sparsity) for sparsity in row["by_epoch"]["sparsity"][1:])
 
 
 def both(row: dict[str, Any] | None) -> str:
@@ -80,7 +90,17 @@ LENET5 = (
     "ST-3 differs from target gRDA in that it rescales its units, ends its ramp at half of the run and leaves the mask "
     "open to the end; here each is taken alone.",
     "The default ended its ramp at 0.9 until this study; `end` and `rescale` are options of `target-grda`. With batch "
-    "norm rescaling costs where labels teach: see ResNet-20 above.",
+    "norm rescaling costs where labels teach: see ResNet-20 above. The steep ramp (power 6), which gains on a trained "
+    "ResNet-20, is a risk from scratch: in one seed it outran the network, which never left chance at 95 %.",
+)
+RESNET20 = (
+    "At 98 % zeros the paper's law, its c calibrated, was ahead of target gRDA. It differs in its training (no momentum, no "
+    "decay, another schedule), in the shape and the end of its ramp, and in thresholding norms and biases. Each alone.",
+    "It is the shape: the paper's threshold has almost all of its zeros after one epoch of three, the cubic ramp takes two. "
+    "A steep ramp (`end: 0.9, schedule: 6`: 1 - (1 - p)^6 instead of the cube) closes the gap; the table of all methods above "
+    "has it at every sparsity, and gradual magnitude with the same ramp. The paper's training, an earlier end, half the rate "
+    "or no decay do not help the cubic ramp, nor do thresholded norms and biases help the paper's law. The cubic ramp stays "
+    "the default: validation does not prefer the steep one at 90 %, and from scratch it is a risk (LeNet5, above).",
 )
 TAUGHT = (
     "With a teacher target gRDA gains less than other methods do. A soft threshold takes as much from each weight that it "
@@ -111,6 +131,7 @@ CHAPTERS = [
     Chapter(f"What target gRDA lacks, {title}", f"compared-{name}", partial(section, *texts))
     for name, title, texts in (
         ("lenet5-variants", "LeNet5 on MNIST", LENET5),
+        ("resnet20-variants", "ResNet-20 at 98 % zeros", RESNET20),
         ("resnet20-taught", "ResNet-20 with a teacher", TAUGHT),
     )
 ]

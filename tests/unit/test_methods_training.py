@@ -10,7 +10,20 @@ from torch import Tensor, nn
 
 from espalier import EspalierError
 from espalier.data import Dataset, Options, digits
-from espalier.methods import ACDC, L0, LC, SET, ST3, STR, Iterative, Plan, RigL, VariationalDropout
+from espalier.methods import (
+    ACDC,
+    L0,
+    LC,
+    SET,
+    ST3,
+    STR,
+    Iterative,
+    Plan,
+    RigL,
+    TargetGRDA,
+    Threshold,
+    VariationalDropout,
+)
 from espalier.methods.drop_and_grow import drop_and_grow
 from espalier.methods.hard_concrete import BETA, CLOSED, stretched
 from espalier.methods.learned_thresholds import decay
@@ -18,7 +31,7 @@ from espalier.methods.masked import without_zeros
 from espalier.methods.ramp import sparsity_at
 from espalier.methods.variational import divergence
 from espalier.models import DigitsCNN
-from espalier.optim import CUBIC, lost_scale
+from espalier.optim import CUBIC, PowerLaw, lost_scale
 from espalier.train import Training, fit
 from tests.reference import training_methods as reference
 
@@ -43,6 +56,36 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 def flat(tensor: Tensor) -> list[float]:
     return tensor.detach().flatten().tolist()
+
+
+# --- thresholds
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sgd", {"momentum": 0.9, "nesterov": True, "decay": "coupled"}),
+        ("adam", {"betas": (0.9, 0.999), "momentum": 0.0, "nesterov": False, "decay": "coupled"}),
+        ("adamw", {"betas": (0.9, 0.999), "momentum": 0.0, "nesterov": False, "decay": "decoupled"}),
+    ],
+)
+def test_the_optimizer_of_the_training_is_the_base_step(name: str, expected: dict[str, object]):
+    asked = dataclasses.replace(TRAINING, optimizer=name)
+    optimizer = TargetGRDA().rule(net(), Plan(0.5, ("weight",), 100, asked)).optimizer()
+    assert optimizer is not None
+    group = optimizer.param_groups[0]
+    assert {key: group[key] for key in expected} == expected and ("betas" in group) == (name != "sgd")
+
+
+def test_thresholds_refuse_what_contradicts_itself():
+    with pytest.raises(
+        EspalierError, match=r"`freeze_below` may freeze before a sparsity of 0\.5 is reached"
+    ):
+        Threshold(PowerLaw(0.1, 0.5), freeze_below=0.01).rule(net(), plan())
+    with pytest.raises(
+        EspalierError, match=r"a sparsity of 0\.5 needs 4 zeros, but `min_kept` leaves room for 3 in 8"
+    ):
+        TargetGRDA(min_kept=0.6).rule(net(), plan())
 
 
 # --- the ramp

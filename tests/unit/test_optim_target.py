@@ -9,6 +9,7 @@ from torch.nn import Parameter
 from espalier.optim import (
     CUBIC,
     GRDA,
+    ConstantLaw,
     DualAveraging,
     MaskReport,
     PowerLaw,
@@ -182,6 +183,26 @@ def test_mask_report_counts_churn() -> None:
     assert report.overlap == pytest.approx(2 / 3)
     train(optimizer, [w], 3)
     assert zeros([w]) == 1
+
+
+def test_coarse_weights_frozen_before_their_first_step_still_take_small_steps() -> None:
+    w = Parameter(torch.ones(2, 2, dtype=torch.bfloat16))
+    optimizer = GRDA([w], 1.0, 0.0, 0.5)
+    optimizer.freeze()
+    for _ in range(10):  # each is less than half the spacing of bfloat16 below 1
+        w.grad = torch.full_like(w, 0.001)
+        optimizer.step()
+    assert (w.float() - 0.99).abs().max() < 0.003
+
+
+def test_a_law_given_later_takes_over_from_a_target() -> None:
+    w = Parameter(torch.arange(1.0, 11.0).view(2, 5))
+    optimizer = DualAveraging([w], 0.1, law=TargetSparsity(0.5, 2))
+    train(optimizer, [w], 1, still=True)
+    assert zeros([w]) > 0
+    optimizer.param_groups[0]["law"] = ConstantLaw(0.5)
+    train(optimizer, [w], 1, still=True)
+    assert torch.equal(w.detach(), torch.arange(1.0, 11.0).view(2, 5) - 0.5)
 
 
 def test_restart_begins_again_at_the_weights() -> None:
