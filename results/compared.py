@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from espalier.cli.compare import gather
+from espalier.cli.study_words import gather
 from espalier.compare import Cell, Outcome, Row, compare, estimate
 from espalier.compare.running import RESULT
 from espalier.compare.summary import Key

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from espalier.checkpoint import save_checkpoint
-from espalier.cli.compare import gather
+from espalier.cli.study_words import gather
 from espalier.models import DigitsCNN
 from espalier.recipe import YamlFile
 from espalier.study import StudyRecipe

@@ -13,7 +13,7 @@ from results.pages import gpu, resnet_cifar, variants
 from results.pages._shared import HERE, load
 
 from espalier.cli import app
-from espalier.cli.compare import gather
+from espalier.cli.study_words import gather
 from espalier.compare import Outcome
 from espalier.recipe import YamlFile, find_recipe
 from espalier.study import StudyRecipe

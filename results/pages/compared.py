@@ -134,7 +134,9 @@ def standing(result: dict[str, Any], sparsity: float, teacher: bool = False, lab
     best = next(r for r in here if r["best"])
     if ours["behind"] is None:
         return f"{place}; the first, {best['label']}, has no seed in common with it yet"
-    told = {True: "not told apart from", False: "behind", None: "with one seed, so not judged against"}[ours["tied"]]
+    told = {True: "not told apart from", False: "behind", None: "with one seed, so not judged against"}[
+        ours["tied"]
+    ]
     return f"{place}, {told} the first, {best['label']}: less by {ends(ours)}"
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -69,7 +70,9 @@ def flat(tensor: Tensor) -> list[float]:
         ("adamw", {"betas": (0.9, 0.999), "momentum": 0.0, "nesterov": False, "decay": "decoupled"}),
     ],
 )
-def test_the_optimizer_of_the_training_is_the_base_step(name: str, expected: dict[str, object]):
+def test_the_optimizer_of_the_training_is_the_base_step(
+    name: Literal["sgd", "adam", "adamw"], expected: dict[str, object]
+):
     asked = dataclasses.replace(TRAINING, optimizer=name)
     optimizer = TargetGRDA().rule(net(), Plan(0.5, ("weight",), 100, asked)).optimizer()
     assert optimizer is not None

@@ -51,9 +51,10 @@ class SET(AbstractDropAndGrow):
     Every so many steps and in each tensor, the fraction `drop` of the kept weights with the smallest magnitudes is
     dropped and as many, drawn uniformly among those not kept then, start from zero.
 
-    Differs from the authors' description in that the spread over the tensors is exact and ERK, as in RigL's
-    comparison, that changes come every `every` steps instead of every epoch and end before the run does, and that
-    grown weights start from zero. Draws are a function of (seed, step).
+    Differs from the authors' description in that the smallest magnitudes go, where the paper drops the smallest
+    positive and the largest negative weights, a fraction of each; that the spread over the tensors is exact and ERK,
+    as in RigL's comparison; that changes come every `every` steps instead of every epoch and end before the run does;
+    and that grown weights start from zero. Draws are a function of (seed, step).
 
     Args:
         drop: fraction of the kept weights that changes at once, in (0, 1).
