@@ -200,16 +200,16 @@ def test_numbers_of_the_documentation_are_those_of_the_files(page: str, words: s
     assert words in text, f"docs/{page}.md should say: {words}"
 
 
-def reduced(**hits: int) -> dict[str, object]:
-    """The study of LeNet5 at 95 % with one seed, of which only these methods have run, with so many of 1000 right."""
+def reduced(seeds: int = 2, **hits: int) -> dict[str, object]:
+    """The study of LeNet5 at 95 %, of which only these methods have run, with so many of 1000 right in every seed."""
     study, _ = gather(YamlFile(HERE / "studies" / "lenet5.yaml", StudyRecipe), None)
-    cells = [cell for cell in study.cells() if cell.seed == 0 and cell.sparsity == 0.95]
+    cells = [cell for cell in study.cells() if cell.seed < seeds and cell.sparsity == 0.95]
     runs = [
-        Outcome(cell.spec, 0, accuracy=hit / 1000, correct=torch.arange(1000) < hit)
+        Outcome(cell.spec, cell.seed, accuracy=hit / 1000, sparsity=0.95, correct=torch.arange(1000) < hit)
         for cell in cells
         if (hit := hits.get(cell.contender.label.replace(" ", "_"))) is not None
     ]
-    return {"sparsities": [0.95], "seeds": [0], **compared.reduced(cells, runs)}
+    return {"sparsities": [0.95], "seeds": list(range(seeds)), **compared.reduced(cells, runs)}
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,22 @@ def test_where_target_grda_stands_is_what_the_comparison_says(hits: dict[str, in
     assert said in compared_page.standing(reduced(**hits), 0.95)
 
 
+def test_one_seed_says_nothing_of_where_it_stands() -> None:
+    first = compared_page.standing(reduced(1, target_gRDA=950, RigL=900), 0.95)
+    assert "place 1 of 2, not judged against the next, RigL" in first
+    second = compared_page.standing(reduced(1, target_gRDA=900, RigL=950), 0.95)
+    assert "place 2 of 2, with one seed, so not judged against the first, RigL: less by 5.00 points" in second
+
+
 def test_what_has_not_run_is_said_to_be_missing_and_what_is_best_is_bold() -> None:
     result = reduced(target_gRDA=900, RigL=950)
     _, *rows = compared_page.accuracy_rows(result, compared_page.labels(result))
-    assert rows[:3] == [["RigL", "**95.00** (1)"], ["target gRDA", "90.00 (1)"], [rows[2][0], "not run"]]
-    assert result["missing"] == len(rows) - 2
+    assert rows[:3] == [
+        ["RigL", "**95.00 ± 0.00** (2)"],
+        ["target gRDA", "90.00 ± 0.00 (2)"],
+        [rows[2][0], "not run"],
+    ]
+    assert result["missing"] == 2 * (len(rows) - 2)
     assert compared_page.core(result) == ["RigL", "target gRDA"]
 
 
