@@ -15,7 +15,7 @@ SOURCE = Path(espalier.__file__).parent
 # From the bottom up; a module may import from its own layer and from those before it.
 LAYERS = [
     {"_types", "_errors", "_quiet"},
-    {"checkpoint"},
+    {"checkpoint", "processes"},
     {"selection"},
     {"scores"},
     {"threshold", "histogram", "curve", "optima", "kurtosis", "profiling", "nulls"},

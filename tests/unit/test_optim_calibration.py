@@ -150,7 +150,7 @@ def test_the_next_c() -> None:
             "steps of type 'sgd', but the training has 'adamw'",
         ),
         ({"mu": 2.0}, "`mu` of PowerLaw is 2.0"),
-        ({"prune": False}, "no parameter is thresholded here; calibrate needs one"),
+        ({"prune": False}, "a sparsity of 0.8 is asked for, but nothing is thresholded"),
     ],
 )
 def test_what_cannot_be_calibrated(data: Dataset, options, message) -> None:

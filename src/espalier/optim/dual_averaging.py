@@ -234,10 +234,10 @@ class DualAveraging(Optimizer):
         if step != 1 and not law.due(step) and step < law.steps:
             return
         members, caps = self._pooled(groups)
-        if step == 1 and not any(prunes(group, p) for group in groups for p in group["params"]):
+        if step == 1 and not members:
             raise EspalierError(
                 f"a sparsity of {law.sparsity} is asked for, but nothing is thresholded: no parameter of these groups "
-                "has two dimensions; say `prune=True` or `scope='paper'`, or give the groups another law"
+                "has two dimensions and trains; say `prune=True` or `scope='paper'`, or give the groups another law"
             )
         if members and (step == 1 or not any("threshold" in member.state for member in members)):
             _members.check_target(law, members, caps)

@@ -171,10 +171,6 @@ class _Search:
         law = TargetSparsity(sparsity, len(self.rates) + 1, _AT_ONCE, every=1)
         optimizer, _ = self.run(law, lambda _: None)
         levels = [float(state["threshold"]) for state in optimizer.state.values() if "threshold" in state]
-        if not levels:
-            raise EspalierError(
-                "no parameter is thresholded here; calibrate needs one with two dimensions or more"
-            )
         return power_law_reaching(max(levels), self.rates, mu)
 
     def pilot(self, law: PowerLaw) -> Pilot:
