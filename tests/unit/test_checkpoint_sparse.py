@@ -332,7 +332,12 @@ def test_a_head_or_map_of_another_form_is_refused(
 
 def test_head_and_map_must_be_json_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    for text, message in (("{", "`espalier.sparse` is not JSON"), ("3", "must be an object with version")):
+    for text, message in (
+        ("{", "`espalier.sparse` is not JSON"),
+        ("3", "must be an object with version"),
+        ('{"version": 3, "masks": "m"}', "must be an object with version, map and masks"),
+        ('{"map": "t", "masks": "m"}', "must be an object with version, map and masks"),
+    ):
         save_file({"v": torch.ones(1)}, path, {SPARSE_KEY: text})
         with pytest.raises(CheckpointError, match=message):
             open_checkpoint(path)

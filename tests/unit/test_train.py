@@ -405,6 +405,7 @@ fit(normed, data, ONE)
 rank = torch.distributed.get_rank()
 tensors = model.state_dict() | {f"normed.{name}": tensor for name, tensor in normed.state_dict().items()}
 save_file(tensors, f"{sys.argv[1]}/{rank}.safetensors")
+torch.distributed.barrier()  # one that ends while the other still talks to it may abort
 torch.distributed.destroy_process_group()
 """
 

@@ -86,13 +86,13 @@ def sparse_table(path: Path, physical: Mapping[str, Raw], text: str) -> dict[str
 
 def _head(path: Path, text: str) -> dict[str, Any]:
     head = _json(path, text, f"`{SPARSE_KEY}`")
-    if not isinstance(head, dict) or "version" not in head:
-        raise CheckpointError(f"{path}: `{SPARSE_KEY}` must be an object with version, map and masks")
-    if head["version"] != VERSION:
+    if isinstance(head, dict) and head.get("version", VERSION) != VERSION:
         raise CheckpointError(
             f"{path}: sparse format version {head['version']!r}, this Espalier reads {VERSION}: unpack the "
             "file with the Espalier that wrote it, or update this one"
         )
+    if not isinstance(head, dict) or not {"version", "map", "masks"} <= head.keys():
+        raise CheckpointError(f"{path}: `{SPARSE_KEY}` must be an object with version, map and masks")
     return head
 
 
