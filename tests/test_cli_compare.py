@@ -7,6 +7,7 @@ import pytest
 
 from espalier.checkpoint import save_checkpoint
 from espalier.cli.study_words import gather
+from espalier.methods import Gradual
 from espalier.models import DigitsCNN
 from espalier.recipe import YamlFile
 from espalier.study import StudyRecipe
@@ -132,6 +133,44 @@ def test_tuned(run: Run, tmp_path: Path):
     assert 0.05 not in rates and all(0.01 <= rate <= 0.1 for rate in rates)
 
 
+def test_a_report_of_a_tuned_study_is_of_its_ranges(run: Run, study: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr("espalier.compare.tuning._validation", lambda *_: 0.5)
+    text = (
+        STUDY.replace("[0.8, 0.9]", "[0.8]") + "tuning: {trials: 1, common: {lr: {low: 0.01, high: 0.1}}}\n"
+    )
+    rates = []
+    for high in ("0.1", "0.2"):
+        study.write_text(text.replace("high: 0.1", f"high: {high}"))
+        _, trained, _ = run("compare", "study.yaml", "-o", "out", "--json")
+        _, shown, _ = run("compare", "study.yaml", "-o", "out", "--report-only", "--json")
+        assert json.loads(shown) == json.loads(trained)
+        rates.append(json.loads(shown)["rows"][1]["accuracy"])
+    study.write_text(text.replace("high: 0.1", "high: 0.3"))
+    _, shown, _ = run("compare", "study.yaml", "-o", "out", "--report-only", "--json")
+    assert json.loads(shown)["missing"] == 3 and len(rates) == 2
+
+
+def test_a_report_shows_what_ran_though_it_could_not_run_now(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    study.write_text(STUDY.replace("lr: 0.05", "lr: 0.05, schedule: step, milestones: [0.5]"))
+    run("compare", "study.yaml", "-o", "out", "--json")
+    monkeypatch.setattr("espalier.compare.check", lambda _: "the data are gone")
+    _, shown, _ = run("compare", "study.yaml", "-o", "out", "--report-only", "--json")
+    rows = json.loads(shown)["rows"]
+    assert [row["accuracy"] is None for row in rows] == [False, False, False, False, True]
+    assert rows[4]["failures"] == ["seed 0: the data are gone"]
+
+
+def test_numbers_without_a_point(tmp_path: Path):
+    text = STUDY.replace("name: gradual", "name: gradual, end: 5e-1, training: {weight_decay: 5e-4}")
+    (tmp_path / "study.yaml").write_text(text)
+    planned, _ = gather(YamlFile(tmp_path / "study.yaml", StudyRecipe), None)
+    found = next(cell for cell in planned.cells() if cell.contender.label == "gradual")
+    assert found.training.weight_decay == 5e-4 and found.contender.method == Gradual(end=0.5)
+
+
 def test_what_cannot_be_tuned_is_the_failure_of_its_runs(
     run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -209,7 +248,9 @@ def test_a_study_is_fp32_wherever_it_runs_unless_it_says_otherwise(tmp_path: Pat
             "name: gradual, training: {epochs: 3}",
             "line 7: `epochs` must be equal for all methods",
         ),
-        ("name: gradual", "name: gradual, training: {lr: many}", "line 7: training lr: "),
+        ("name: gradual", "name: gradual, training: {lr: many}", "line 7: training.lr: "),
+        ("name: gradual", "name: gradual, end: true", "line 7: end: it is a number, got True"),
+        ("name: gradual", "name: gradual, schedule: quartic", "a schedule must be a number, got 'quartic'"),
         ("name: gradual", "name: gradual, updates: 2.5", "line 7: updates: input should be a valid integer"),
         ("name: gradual", "name: gradual, updates: many", "line 7: updates: input should be a valid integer"),
         ("name: gradual", "name: gradual, score: [1, 2]", "line 7: score: input should be an instance of"),

@@ -114,6 +114,20 @@ def test_a_budget_searches_the_sparsity(run: Run, recipe: Path, tmp_path: Path):
     assert json.loads(again) == found
 
 
+def test_a_budget_search_begins_at_the_zeros_at_hand(run: Run, recipe: Path, tmp_path: Path):
+    weights = DigitsCNN().state_dict()
+    weights["linear.weight"][:5] = 0.0
+    save_checkpoint(tmp_path / "start.safetensors", weights)
+    code, out, err = run(
+        *("train", "short.yaml", "-o", "out", "--json", "--start", "start.safetensors", "--epochs", "1"),
+        *("--budget", "100%", "--resolution", "0.9", "--seeds", "0"),
+    )
+    assert code == 0, err
+    entries = sum(w.numel() for w in weights.values() if w.ndim > 1)
+    tried = [point["sparsity"] for point in json.loads(out)["budget"]["points"]]
+    assert min(tried) == pytest.approx(5 * 256 / entries)
+
+
 def test_a_budget_that_nothing_meets(run: Run, recipe: Path, tmp_path: Path):
     run("train", "short.yaml", "-o", "dense", "--baseline", "--seeds", "0", "--epochs", "8")
     # Without training the least pruned network is the dense one: no drop, but never surely none.

@@ -178,6 +178,9 @@ def search_trained(
         )
         return model
 
+    parameters = dict(parent.named_parameters())
+    zeros = sum(int((parameters[name] == 0).sum()) for name in names)
+    low = zeros / sum(parameters[name].numel() for name in names)
     return largest_sparsity(
-        trained, parent, data.validation, drop, high=HIGHEST, resolution=resolution, progress=tell
+        trained, parent, data.validation, drop, low=low, high=HIGHEST, resolution=resolution, progress=tell
     )

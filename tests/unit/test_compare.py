@@ -39,7 +39,7 @@ from espalier.compare.cost import cost, multiplications
 from espalier.compare.running import networks
 from espalier.compare.statistics import Crossing, area, crossing
 from espalier.data import Options, digits
-from espalier.methods import Dense, Gradual, MovementPruning, OneShot, TargetGRDA, Threshold
+from espalier.methods import Dense, Gradual, MovementPruning, OneShot, RigL, TargetGRDA, Threshold
 from espalier.models import DigitsCNN
 from espalier.optim import PowerLaw
 from espalier.report.compare import as_text
@@ -499,8 +499,13 @@ def test_fields_inside_a_law_are_tuned():
     ):
         with pytest.raises(EspalierError, match=re.escape(match)):
             check_space(law, TRAINING, {name: Range(low, high)})
-    with pytest.raises(EspalierError, match="both ends must be whole numbers"):
-        check_space(GRADUAL, TRAINING, {"method.updates": Range(1.5, 3)})
+    rigl = Contender("RigL", RigL())
+    for contender, name in ((GRADUAL, "method.updates"), (rigl, "method.every")):
+        check_space(contender, TRAINING, {name: Range(2, 3)})
+        with pytest.raises(EspalierError, match="both ends must be whole numbers"):
+            check_space(contender, TRAINING, {name: Range(1.5, 3)})
+    with pytest.raises(EspalierError, match="cannot tune 'nesterov' of gradual to 0: it is no number"):
+        check_space(GRADUAL, TRAINING, {"nesterov": Range(0, 1)})
 
 
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "augment", "labels", "seed"])

@@ -181,6 +181,16 @@ def test_a_target_without_anything_to_threshold() -> None:
         optimizer.step()
 
 
+def test_a_dense_group_may_come_when_the_target_is_reached() -> None:
+    w, bias = Parameter(torch.arange(1.0, 5.0).view(2, 2)), Parameter(torch.ones(2))
+    optimizer = DualAveraging([w], 0.1, law=TargetSparsity(0.5, 1))
+    w.grad, bias.grad = torch.zeros_like(w), torch.ones(2)
+    optimizer.step()
+    optimizer.add_param_group({"params": [bias]})
+    optimizer.step()
+    assert int((w == 0).sum()) == 2 and torch.allclose(bias, torch.full((2,), 0.9))
+
+
 @pytest.mark.parametrize(
     ("kept", "message"),
     [

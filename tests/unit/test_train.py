@@ -463,7 +463,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_state(data: Dataset, tmp_path
     assert len(good["epochs"]) == 2 and tensors_digest(good["model"]) == tensors_digest(model.state_dict())
     assert all(p.isfinite().all() for p in model.parameters())
     assert json.loads((tmp_path / "failed.json").read_text())["epoch"] == 2
-    with pytest.raises(EspalierError, match=r"failed: the loss was not finite at epoch 2"):
+    with pytest.raises(EspalierError, match=r"failed: the loss or the weights were not finite at epoch 2"):
         fit(Explodes(), data, training, folder=tmp_path)
 
 

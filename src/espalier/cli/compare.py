@@ -71,7 +71,7 @@ def command(
         return
     made(folder)
     if report_only:
-        found = _there(folder, cells, tuned=tuning is not None)
+        found = _there(folder, cells, tuning)
     else:
         found = list(_run_all(study, cells, tuning, folder, data_root, engine, bar=not as_json).values())
     missing = len(
@@ -176,12 +176,16 @@ def _outcome(
     from espalier.compare import Outcome, changed, run, tune
 
     if tuning is not None:
-        first = replace(cell, seed=0, training=replace(cell.training, seed=0))
         try:
-            cell = changed(cell, tune(first, tuning, folder, progress))
+            cell = changed(cell, tune(_first(cell), tuning, folder, progress))
         except EspalierError as error:
             return Outcome(cell.spec, cell.seed, failure=f"not tuned: {error}")
     return run(cell, folder, progress)
+
+
+def _first(cell: "Cell") -> "Cell":
+    """The cell whose tuning serves all seeds."""
+    return replace(cell, seed=0, training=replace(cell.training, seed=0))
 
 
 def _name_of(spec: "Mapping[str, Any]", seed: int) -> tuple[Any, ...]:
@@ -189,23 +193,20 @@ def _name_of(spec: "Mapping[str, Any]", seed: int) -> tuple[Any, ...]:
     return (spec["network"], spec["label"], spec["sparsity"], spec["teacher"], seed)
 
 
-def _there(folder: Path, cells: "Sequence[Cell]", *, tuned: bool) -> "list[Outcome]":
-    """What lies in the folder for these runs, and why some of them cannot be done.
-
-    By specification; where runs were tuned, by name: what was found is only in their specification.
-    """
-    from espalier.compare import Outcome
+def _there(folder: Path, cells: "Sequence[Cell]", tuning: "Tuning | None") -> "list[Outcome]":
+    """What lies in the folder for these runs, as they are specified now, and why others cannot be done."""
+    from espalier.compare import Outcome, changed, known
     from espalier.train.state import digest_of
 
-    reasons = _reasons(cells)
-    failed = [Outcome(c.spec, c.seed, failure=reasons[c.digest]) for c in cells if c.digest in reasons]
-    names_ = {_name_of(cell.spec, cell.seed) for cell in cells}
-    digests = {cell.digest for cell in cells}
-    return failed + [
-        o
-        for o in _outcomes([folder])
-        if (_name_of(o.spec, o.seed) in names_ if tuned else digest_of(o.spec) in digests)
-    ]
+    asked = set()
+    for cell in cells:
+        values = {} if tuning is None else known(_first(cell), tuning, folder)
+        if values is not None:
+            asked.add(changed(cell, values).digest)
+    found = [outcome for outcome in _outcomes([folder]) if digest_of(outcome.spec) in asked]
+    there = {_name_of(outcome.spec, outcome.seed) for outcome in found}
+    reasons = _reasons([cell for cell in cells if _name_of(cell.spec, cell.seed) not in there])
+    return found + [Outcome(c.spec, c.seed, failure=reasons[c.digest]) for c in cells if c.digest in reasons]
 
 
 def _outcomes(folders: Sequence[Path]) -> "list[Outcome]":

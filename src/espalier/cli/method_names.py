@@ -92,19 +92,26 @@ def _value(option: str, value: Any, kind: Any) -> Any:
     if option in ("score", "start") and isinstance(value, str):
         return score(value)
     if option == "schedule":
-        return Polynomial({"cubic": 3.0, "linear": 1.0}.get(value, value))
+        known = {"cubic": 3.0, "linear": 1.0}
+        return Polynomial(known[value] if value in known else _number(value, "a schedule", float))
     try:
         taken = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
         said = error.errors()[0]["msg"]
         raise EspalierError(f"{said[:1].lower()}{said[1:]}, got {value!r}") from None
-    return taken if isinstance(value, str) else value  # YAML takes 5e-4, without a point, for a string
+    if isinstance(value, bool) and not isinstance(taken, bool):
+        raise EspalierError(f"it is a number, got {value}")
+    return (
+        value if type(value) is int and isinstance(taken, float) else taken
+    )  # 1 and 1.0 name different runs
 
 
-def _number(word: str, what: str, kind: Callable[[str], Any]) -> Any:
+def _number(word: Any, what: str, kind: Callable[[str], Any]) -> Any:
+    if isinstance(word, int | float) and not isinstance(word, bool):
+        return word
     try:
         return kind(word)
-    except ValueError:
+    except (TypeError, ValueError):
         raise EspalierError(f"{what} must be a number, got {word!r}") from None
 
 

@@ -157,7 +157,6 @@ def dataset(
         return data.digits(options)
     if word.startswith("torchvision:"):
         return data.torchvision_data(word.removeprefix("torchvision:"), root, options)
-    root = root and data.data_folder(root)
     for folder in (Path(word), *([root / word] if root else [])):
         if folder.is_dir():
             if any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet")):
@@ -165,6 +164,7 @@ def dataset(
             return data.image_folder(folder, options, data=root)
     if word.count("/") == 1 and not word.startswith((".", "/")):
         return data.hub(word, options)
+    root = root and data.data_folder(root)
     raise EspalierError(
         f"unknown data {word!r}; known: digits, torchvision:NAME, a hub name owner/name, or a folder of parquet files "
         f"or of images (train/CLASS/ and val/CLASS/), here or in {root or 'that of --data-root or ESPALIER_DATA'}."

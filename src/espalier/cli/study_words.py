@@ -153,7 +153,7 @@ def _contender(file: "YamlFile[StudyRecipe]", index: int) -> "Contender":
     from espalier.compare import Contender
 
     entry = file.value.methods[index]
-    _check_training(file, index)
+    changes = _changes(file, index)
     label = entry.label or entry.name
     only = entry.only.model_dump()
     for part, values in only.items():
@@ -166,13 +166,13 @@ def _contender(file: "YamlFile[StudyRecipe]", index: int) -> "Contender":
     name = "dense" if smaller else entry.name
     found = method(name, entry.options, lambda field: f"{file.at('methods', index, field)}: ")
     try:
-        return Contender(label, found, entry.training, smaller, **only, ranges=_ranges(entry.tune))
+        return Contender(label, found, changes, smaller, **only, ranges=_ranges(entry.tune))
     except EspalierError as error:
         raise EspalierError(f"{file.at('methods', index)}: {error}") from None
 
 
-def _check_training(file: "YamlFile[StudyRecipe]", index: int) -> None:
-    """Refuse fields of a method's training that there are not, and values they do not take."""
+def _changes(file: "YamlFile[StudyRecipe]", index: int) -> dict[str, Any]:
+    """A method's own fields of the training; refuses those that there are not, and values they do not take."""
     from pydantic import TypeAdapter, ValidationError
 
     changes = file.value.methods[index].training
@@ -183,9 +183,15 @@ def _check_training(file: "YamlFile[StudyRecipe]", index: int) -> None:
                 f"{file.at('methods', index, 'training', field)}: unknown field 'training.{field}'.{near(field, known)}"
             )
     try:
-        TypeAdapter(type(file.value.training)).validate_python({**vars(file.value.training), **changes})
+        whole = TypeAdapter(type(file.value.training)).validate_python(
+            {**vars(file.value.training), **changes}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         where = file.at("methods", index, "training", *first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        raise EspalierError(f"{where}: training {'.'.join(map(str, first['loc']))}: {said}") from None
+        field = "".join(f"training.{part}: " for part in first["loc"])
+        raise EspalierError(f"{where}: {field}{first['msg'].removeprefix('Value error, ')}") from None
+    # YAML takes 5e-4, without a point, for a string.
+    return {
+        name: getattr(whole, name) if isinstance(value, str) else value for name, value in changes.items()
+    }

@@ -1,5 +1,6 @@
 """Outcomes -> rows with intervals, and which method may be called best."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -129,7 +130,7 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
             if other := differences(_seedless(known.spec), _seedless(spec)):
                 raise EspalierError(
                     f"two runs are called {key.network}, {key.label} at {key.sparsity}, but differ "
-                    f"({'; '.join(other)}): give one of their studies another label or name"
+                    f"({'; '.join(other)}): give one of their studies another label or name, or remove the runs of one"
                 )
         runs.setdefault(outcome.seed, outcome)
     rows = [_row(key, list(runs.values())) for key, runs in groups.items()]
@@ -139,8 +140,9 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
 
 
 def _seedless(spec: dict[str, Any]) -> dict[str, Any]:
-    """What all seeds of a method share."""
-    return {**spec, "training": {k: v for k, v in spec["training"].items() if k != "seed"}}
+    """What all seeds of a method share, as it is read back from a file."""
+    shared = {**spec, "training": {k: v for k, v in spec["training"].items() if k != "seed"}}
+    return dict(json.loads(json.dumps(shared)))
 
 
 def _mean(row: Row) -> float:

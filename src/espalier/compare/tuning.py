@@ -1,15 +1,17 @@
 """The same number of trials for every method: Optuna chooses on the validation split."""
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from espalier._errors import EspalierError, near
 from espalier.checkpoint import open_checkpoint
-from espalier.checkpoint.atomic import made
+from espalier.checkpoint.atomic import atomic, made
 from espalier.compare.cell import Cell, Contender, Range, check_equal
 from espalier.compare.running import locked, networks
 from espalier.methods import AbstractMethod
@@ -17,6 +19,8 @@ from espalier.selection import select
 from espalier.train import Failed, Training, fit
 from espalier.train.loop import Progress
 from espalier.train.state import digest_of
+
+FOUND = "found.json"
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = N
     except ImportError:
         raise EspalierError("tuning needs optuna: pip install 'espalier[compare]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name = digest_of({"cell": cell.spec, "ranges": {key: asdict(value) for key, value in space.items()}})
+    name = _name(cell, space)
     place = made(folder / "tuning" / name)
     storage = tuning.storage or f"sqlite:///{folder / 'tuning' / 'trials.db'}"
 
@@ -101,9 +105,26 @@ def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = N
         if tuning.trials > len(ended):
             study.optimize(trial, n_trials=tuning.trials - len(ended))
         try:
-            return dict(study.best_params)
+            best = dict(study.best_params)
         except ValueError:
             raise EspalierError(f"every tuning trial of {cell} diverged: narrow its ranges") from None
+        with atomic(place / FOUND) as temporary:
+            temporary.write_text(json.dumps(best) + "\n")
+    return best
+
+
+def known(cell: Cell, tuning: Tuning, folder: Path) -> dict[str, Any] | None:
+    """What `tune` has found for a cell, without training; None where it has not been tuned in these ranges."""
+    space = tuning.space(cell.contender)
+    if not space:
+        return {}
+    path = folder / "tuning" / _name(cell, space) / FOUND
+    return dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def _name(cell: Cell, space: Mapping[str, Range]) -> str:
+    """Names the trials of a cell in these ranges."""
+    return digest_of({"cell": cell.spec, "ranges": {key: asdict(value) for key, value in space.items()}})
 
 
 def check_space(contender: Contender, training: Training, space: Mapping[str, Range]) -> None:
@@ -115,7 +136,10 @@ def check_space(contender: Contender, training: Training, space: Mapping[str, Ra
     for name, values in space.items():
         for value in (values.low, values.high):
             try:
-                whole = _kind(contender, training, name) is int
+                kind = _kind(contender, training, name)
+                if kind not in (int, float):
+                    raise EspalierError("it is no number")
+                whole = kind is int
                 if whole and value != int(value):
                     raise EspalierError("it counts, so both ends must be whole numbers")
                 _changed(contender, training, {name: int(value) if whole else value})
@@ -154,11 +178,13 @@ def _root(method: AbstractMethod, training: Training, name: str) -> tuple[Any, l
 
 
 def _kind(contender: Contender, training: Training, name: str) -> Any:
-    """The type that a dotted field is declared with."""
+    """The type that a dotted field is declared with; of `int | None`, int."""
     value, (*path, last) = _root(contender.method, training, name)
     for head in path:
         value = getattr(value, _field(value, head))
-    return get_type_hints(type(value))[_field(value, last)]
+    declared = get_type_hints(type(value))[_field(value, last)]
+    several = [kind for kind in get_args(declared) if kind is not NoneType]
+    return several[0] if len(several) == 1 else declared
 
 
 def _field(value: Any, name: str) -> str:

@@ -234,7 +234,8 @@ class DualAveraging(Optimizer):
         if step != 1 and not law.due(step) and step < law.steps:
             return
         members, caps = self._pooled(groups)
-        if step == 1 and not members:
+        alike = [group for group in self.param_groups if group["law"] == law]  # the frozen ones, too
+        if step == 1 and not any(self._members(group) for group in alike):
             raise EspalierError(
                 f"a sparsity of {law.sparsity} is asked for, but nothing is thresholded: no parameter of these groups "
                 "has two dimensions and trains; say `prune=True` or `scope='paper'`, or give the groups another law"

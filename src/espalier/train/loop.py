@@ -309,7 +309,8 @@ class _Run:
         with self.rule.effective():
             lr = float(self.optimizer.param_groups[0]["lr"])
             record = self.gauge.measure(epoch, loss, lr, seconds)
-        if epoch and not (_finite(record.loss) and all(p.isfinite().all() for p in self.model.parameters())):
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        if epoch and not (_finite(record.loss) and all(p.isfinite().all() for p in trained)):
             self.fail(epoch, self.steps_per_epoch)  # the last step of an epoch shows in no training loss
         self.epochs.append(record)
         if self.folder is not None and self.accelerator.is_main_process:
@@ -351,7 +352,7 @@ class _Run:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.scored = state["scored"]
+        self.scored = state.get("scored", 0)
         self.epochs = [Epoch.from_record(record) for record in state["epochs"]]
         self.resumed = len(self.epochs) - 1
         with self.rule.effective():
@@ -362,12 +363,13 @@ class _Run:
 
     def fail(self, epoch: int, step: int) -> None:
         """Mark the run failed, put the last good weights back, and raise."""
-        reason = f"the loss was not finite at epoch {epoch}, by step {step} of {self.steps_per_epoch}"
+        reason = f"the loss or the weights were not finite at epoch {epoch}, by step {step} of {self.steps_per_epoch}"
         kept = "nothing was kept (no folder)"
         if self.folder is not None:
             if (state := load_state(self.folder, self.spec)) is not None:  # None: on another machine
                 self.model.load_state_dict(state["model"])
             kept = f"the state after epoch {epoch - 1} is kept in {self.folder}"
+            self.accelerator.wait_for_everyone()  # else another would find the mark instead of the state
             if self.accelerator.is_main_process:
                 mark_failed(self.folder, epoch, reason)
         advice = f"Try a lower lr than {self.training.lr:g}"
@@ -394,8 +396,8 @@ def _check(
 
 def _check_sparser(model: nn.Module, plan: Plan) -> None:
     """Refuse a sparsity below the one that the network has."""
-    if plan.sparsity is None:
-        return
+    if not plan.sparsity:
+        return  # a search begins at 0, which asks for nothing
     parameters = dict(model.named_parameters())
     entries = sum(parameters[name].numel() for name in plan.names)
     zeros = sum(int((parameters[name] == 0).sum()) for name in plan.names)
