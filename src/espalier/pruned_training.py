@@ -12,6 +12,7 @@ from espalier.budget import Budget, Point, largest_sparsity
 from espalier.checkpoint import open_checkpoint
 from espalier.data import Dataset
 from espalier.finetuning import HIGHEST, Stage, stages_of
+from espalier.masks import Masks
 from espalier.methods import AbstractMethod
 from espalier.selection import Scope, select
 from espalier.train import Epoch, History, Training, fit
@@ -179,8 +180,13 @@ def search_trained(
         return model
 
     parameters = dict(parent.named_parameters())
-    zeros = sum(int((parameters[name] == 0).sum()) for name in names)
-    low = zeros / sum(parameters[name].numel() for name in names)
     return largest_sparsity(
-        trained, parent, data.validation, drop, low=low, high=HIGHEST, resolution=resolution, progress=tell
+        trained,
+        parent,
+        data.validation,
+        drop,
+        low=Masks.from_zeros({name: parameters[name] for name in names}).sparsity,
+        high=HIGHEST,
+        resolution=resolution,
+        progress=tell,
     )

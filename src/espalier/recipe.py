@@ -166,12 +166,16 @@ class YamlFile(Generic[T]):
             return f"{self.at(*field)}: unknown field {name!r}.{near(str(field[-1]), known)}"
         if error["type"] in ("missing", "missing_argument"):
             return f"{self.at(*field)}: the field {name!r} is missing"
-        message = error["msg"].removeprefix("Value error, ")
         if error["type"] == "value_error":
-            return f"{self.at(*field)}: {message}"
-        known = re.findall("'([^']*)'", message) if error["type"] == "literal_error" else []
-        meant = near(str(error["input"]), known).replace(" Did", ". Did")
-        return f"{self.at(*field)}: {name}: {message[:1].lower()}{message[1:]}, got {error['input']!r}{meant}"
+            return f"{self.at(*field)}: {error['msg'].removeprefix('Value error, ')}"
+        known = re.findall("'([^']*)'", error["msg"]) if error["type"] == "literal_error" else []
+        meant = near(str(error["input"]), known)
+        return f"{self.at(*field)}: {name}: {wrong_value(error)}{'.' if meant else ''}{meant}"
+
+
+def wrong_value(error: Any) -> str:
+    """What pydantic says of a value, and the value."""
+    return f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {error['input']!r}"
 
 
 def _repeated(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:

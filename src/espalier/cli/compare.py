@@ -73,7 +73,7 @@ def command(
     if report_only:
         found = _there(folder, cells, tuning)
     else:
-        found = list(_run_all(study, cells, tuning, folder, data_root, engine, bar=not as_json).values())
+        found = _run_all(study, cells, tuning, folder, data_root, engine, bar=not as_json)
     missing = len(
         {_name_of(cell.spec, cell.seed) for cell in cells} - {_name_of(o.spec, o.seed) for o in found}
     )
@@ -97,6 +97,16 @@ def _reasons(cells: "Sequence[Cell]") -> dict[str, str]:
     return found
 
 
+def _refused(cells: "Sequence[Cell]") -> "dict[str, Outcome]":
+    """The failures of cells that cannot be run, by digest."""
+    from espalier.compare import Outcome
+
+    reasons = _reasons(cells)
+    return {
+        c.digest: Outcome(c.spec, c.seed, failure=reasons[c.digest]) for c in cells if c.digest in reasons
+    }
+
+
 def _run_all(
     study: Path,
     cells: "Sequence[Cell]",
@@ -106,16 +116,12 @@ def _run_all(
     engine: str,
     *,
     bar: bool,
-) -> "dict[str, Outcome]":
+) -> "list[Outcome]":
     """Every cell that no other process is at; what cannot be run fails before anything is trained."""
-    from espalier.compare import Outcome
     from espalier.report.progress import progress_bar
 
-    reasons = _reasons(cells)
-    found = {
-        c.digest: Outcome(c.spec, c.seed, failure=reasons[c.digest]) for c in cells if c.digest in reasons
-    }
-    todo = [cell for cell in cells if cell.digest not in reasons]
+    found = _refused(cells)
+    todo = [cell for cell in cells if cell.digest not in found]
     if engine == "ray":
         _on_ray(study, todo, folder, root, bar=bar)
     with progress_bar(bar) as shown:
@@ -139,7 +145,7 @@ def _run_all(
             waiting = left
     if waiting:
         options.say(f"{plural(len(waiting), 'run')} left to another process, which is at them")
-    return {cell.digest: found[cell.digest] for cell in cells if cell.digest in found}
+    return [found[cell.digest] for cell in cells if cell.digest in found]
 
 
 def _on_ray(study: Path, cells: "Sequence[Cell]", folder: Path, root: Path | None, *, bar: bool) -> None:
@@ -195,7 +201,7 @@ def _name_of(spec: "Mapping[str, Any]", seed: int) -> tuple[Any, ...]:
 
 def _there(folder: Path, cells: "Sequence[Cell]", tuning: "Tuning | None") -> "list[Outcome]":
     """What lies in the folder for these runs, as they are specified now, and why others cannot be done."""
-    from espalier.compare import Outcome, changed, known
+    from espalier.compare import changed, known
     from espalier.train.state import digest_of
 
     asked = set()
@@ -205,8 +211,8 @@ def _there(folder: Path, cells: "Sequence[Cell]", tuning: "Tuning | None") -> "l
             asked.add(changed(cell, values).digest)
     found = [outcome for outcome in _outcomes([folder]) if digest_of(outcome.spec) in asked]
     there = {_name_of(outcome.spec, outcome.seed) for outcome in found}
-    reasons = _reasons([cell for cell in cells if _name_of(cell.spec, cell.seed) not in there])
-    return found + [Outcome(c.spec, c.seed, failure=reasons[c.digest]) for c in cells if c.digest in reasons]
+    left = [cell for cell in cells if _name_of(cell.spec, cell.seed) not in there]
+    return [*found, *_refused(left).values()]
 
 
 def _outcomes(folders: Sequence[Path]) -> "list[Outcome]":

@@ -85,6 +85,7 @@ def _value(option: str, value: Any, kind: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     from espalier.optim import Polynomial
+    from espalier.recipe import wrong_value
 
     if option == "allocation" and isinstance(value, str):
         word, _, floor = value.partition(" floor=")
@@ -97,13 +98,12 @@ def _value(option: str, value: Any, kind: Any) -> Any:
     try:
         taken = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        said = error.errors()[0]["msg"]
-        raise EspalierError(f"{said[:1].lower()}{said[1:]}, got {value!r}") from None
+        raise EspalierError(wrong_value(error.errors()[0])) from None
     if isinstance(value, bool) and not isinstance(taken, bool):
         raise EspalierError(f"it is a number, got {value}")
-    return (
-        value if type(value) is int and isinstance(taken, float) else taken
-    )  # 1 and 1.0 name different runs
+    if type(value) is int and isinstance(taken, float):
+        return value  # 1 and 1.0 name different runs
+    return taken
 
 
 def _number(word: Any, what: str, kind: Callable[[str], Any]) -> Any:

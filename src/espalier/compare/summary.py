@@ -126,12 +126,12 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
         spec = outcome.spec
         key = Key(spec["network"], spec["teacher"], spec["label"], spec["sparsity"])
         runs = groups.setdefault(key, {})
-        for known in runs.values():
-            if other := differences(_seedless(known.spec), _seedless(spec)):
-                raise EspalierError(
-                    f"two runs are called {key.network}, {key.label} at {key.sparsity}, but differ "
-                    f"({'; '.join(other)}): give one of their studies another label or name, or remove the runs of one"
-                )
+        known = next(iter(runs.values()), outcome)  # which all others are like
+        if other := differences(_seedless(known.spec), _seedless(spec)):
+            raise EspalierError(
+                f"two runs are called {key.network}, {key.label} at {key.sparsity}, but differ ({'; '.join(other)}): "
+                "give one of their studies another label or name, or remove the runs of one"
+            )
         runs.setdefault(outcome.seed, outcome)
     rows = [_row(key, list(runs.values())) for key, runs in groups.items()]
     rows = [_judged(row, rows, groups) for row in rows]

@@ -1,8 +1,6 @@
 """Zeros trained in by the optimizer: gRDA with a target, and every threshold law."""
 
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal
 
 from torch import nn
@@ -14,6 +12,7 @@ from espalier.masks import Masks, named_parameters
 from espalier.methods._base import AbstractMethod, Plan, Rule, counts_by_magnitude
 from espalier.methods.ramp import check_fraction, check_ramp
 from espalier.optim import CUBIC, AbstractPathLaw, AbstractSchedule, DualAveraging, Law, TargetSparsity
+from espalier.optim.options import check_room, most_zeros
 
 Decay = Literal["coupled", "decoupled", "prox"]
 
@@ -133,14 +132,8 @@ class _Thresholded(Rule):
     ) -> None:
         super().__init__(model, plan)
         if plan.sparsity is not None:
-            room = self.entries - sum(
-                math.ceil(Fraction(str(min_kept)) * p.numel()) for p in self.parameters.values()
-            )
-            if room < self.entries - self.kept:
-                raise EspalierError(
-                    f"a sparsity of {plan.sparsity} needs {self.entries - self.kept} zeros, but `min_kept` leaves room "
-                    f"for {room} in {self.entries} entries; lower one of them"
-                )
+            room = sum(most_zeros(p.numel(), min_kept) for p in self.parameters.values())
+            check_room(plan.sparsity, self.entries, room)
         t = plan.training
         named = [(n, p) for n, p in named_parameters(model).items() if p.requires_grad]
         pruned = set(plan.names)

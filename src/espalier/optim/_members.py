@@ -1,9 +1,7 @@
 """One parameter of the optimizer as the other modules see it, and thresholds searched over many of them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from espalier.optim._groups import BUFFERS, wide
 from espalier.optim._kernels import Threshold
 from espalier.optim._sharding import local, send, sum_rows
 from espalier.optim.laws import TargetSparsity
+from espalier.optim.options import check_room, most_zeros
 from espalier.optim.prox import lost_scale, soft_threshold
 
 _SAMPLE = 1 << 18  # entries of all tensors together that a search reads
@@ -46,25 +45,15 @@ def owners(members: Sequence[Member]) -> list[Tensor]:
 
 
 def limits(members: Sequence[Member], least: Sequence[float]) -> list[int]:
-    """Most entries of each tensor that may be zero.
-
-    A share is the decimal that was written: 0.07 of 100 entries are 7, where the float is a little more.
-    """
-    return [
-        member.entries - math.ceil(Fraction(str(share)) * member.entries)
-        for member, share in zip(members, least, strict=True)
-    ]
+    """Most entries of each tensor that may be zero."""
+    return [most_zeros(member.entries, share) for member, share in zip(members, least, strict=True)]
 
 
 def check_target(law: TargetSparsity, members: Sequence[Member], caps: Sequence[int]) -> None:
     """Refuse a target that these parameters cannot reach. Reads the number of zeros from the device, once."""
     entries = sum(member.entries for member in members)
     zeros = round(law.sparsity * entries)
-    if sum(caps) < zeros:
-        raise EspalierError(
-            f"a sparsity of {law.sparsity} needs {zeros} zeros, but `min_kept` leaves room for {sum(caps)} in"
-            f" {entries} entries; lower one of them"
-        )
+    check_room(law.sparsity, entries, sum(caps))
     now = int(sum_rows(torch.stack([(m.latent == 0).sum() for m in members]), owners(members)).sum())
     if now > zeros:
         raise EspalierError(

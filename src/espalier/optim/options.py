@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -45,6 +46,24 @@ def check_group(group: dict[str, Any]) -> None:
     _check_freezing(group)
     if group["compiled"] and group["foreach"]:
         raise EspalierError("`compiled` and `foreach` exclude each other; set one of them")
+
+
+def most_zeros(entries: int, min_kept: float) -> int:
+    """Most entries of a tensor that may be zero where a share of them must stay.
+
+    The share is the decimal that was written: 0.07 of 100 entries are 7, where the float is a little more.
+    """
+    return entries - math.ceil(Fraction(str(min_kept)) * entries)
+
+
+def check_room(sparsity: float, entries: int, room: int) -> None:
+    """Refuse a sparsity of so many entries that needs more zeros than `min_kept` leaves room for."""
+    zeros = round(sparsity * entries)
+    if room < zeros:
+        raise EspalierError(
+            f"a sparsity of {sparsity} needs {zeros} zeros, but `min_kept` leaves room for {room} in {entries} "
+            "entries; lower one of them"
+        )
 
 
 def _check_rate(lr: Any) -> None:

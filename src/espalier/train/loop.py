@@ -18,7 +18,7 @@ from espalier._forward import logits_of, modes
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Dataset, seeded
 from espalier.masks import Masks
-from espalier.methods import AbstractMethod, Dense, Fixed, Plan
+from espalier.methods import AbstractMethod, Dense, Fixed, Plan, Rule
 from espalier.processes import align
 from espalier.selection import select
 from espalier.train.distill import objective
@@ -139,8 +139,8 @@ class _Run:
         self.channels_last = use_channels_last(training, model, some)
         self.names = tuple(names) if names is not None else _names(model, method)
         plan = Plan(sparsity, self.names, training.epochs * self.steps_per_epoch, training)
-        _check_sparser(model, plan)
         self.rule = method.rule(model, plan)
+        _check_sparser(self.rule)
         self.rule.batches = self.examples
         if self.rule.weights() is not None and self.accelerator.num_processes > 1:
             raise EspalierError(f"{type(method).__name__} trains in one process only; start one")
@@ -264,7 +264,7 @@ class _Run:
                 loss = self.step(x, y, done)
             except EspalierError:
                 # A method that looks at the weights may see before us that the run has diverged.
-                if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+                if not _finite(self.model):
                     self.fail(epoch, step)
                 raise
             total += loss.detach().double() * len(x)
@@ -309,8 +309,7 @@ class _Run:
         with self.rule.effective():
             lr = float(self.optimizer.param_groups[0]["lr"])
             record = self.gauge.measure(epoch, loss, lr, seconds)
-        trained = (p for p in self.model.parameters() if p.requires_grad)
-        if epoch and not (_finite(record.loss) and all(p.isfinite().all() for p in trained)):
+        if epoch and not (math.isfinite(record.loss or 0.0) and _finite(self.model)):
             self.fail(epoch, self.steps_per_epoch)  # the last step of an epoch shows in no training loss
         self.epochs.append(record)
         if self.folder is not None and self.accelerator.is_main_process:
@@ -394,23 +393,21 @@ def _check(
         raise EspalierError(f"data set {data.name} has no labels: train towards a teacher with labels=False")
 
 
-def _check_sparser(model: nn.Module, plan: Plan) -> None:
+def _check_sparser(rule: Rule) -> None:
     """Refuse a sparsity below the one that the network has."""
-    if not plan.sparsity:
-        return  # a search begins at 0, which asks for nothing
-    parameters = dict(model.named_parameters())
-    entries = sum(parameters[name].numel() for name in plan.names)
-    zeros = sum(int((parameters[name] == 0).sum()) for name in plan.names)
-    wanted = round(plan.sparsity * entries)
-    if zeros > wanted:
+    if not rule.plan.sparsity:
+        return  # 0 asks for nothing
+    left, entries = Masks.from_zeros(rule.parameters).kept, rule.entries
+    if left < rule.kept:
         raise EspalierError(
-            f"a sparsity of {plan.sparsity} is {wanted} zeros, but {zeros} of {entries} entries are zero already; "
-            "ask for a larger sparsity, or fine-tune with their mask"
+            f"a sparsity of {rule.plan.sparsity} is {entries - rule.kept} zeros, but {entries - left} of {entries} "
+            "entries are zero already; ask for a larger sparsity, or fine-tune with their mask"
         )
 
 
-def _finite(loss: float | None) -> bool:
-    return loss is None or math.isfinite(loss)
+def _finite(model: nn.Module) -> bool:
+    """Whether all that trains is a number."""
+    return all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad)
 
 
 def _near(split: AbstractSplit, device: torch.device) -> AbstractSplit:
