@@ -178,8 +178,9 @@ def section(name: str, result: dict[str, Any]) -> str:
     parts += [
         markdown(cost_rows(result, chosen)),
         "The area is over all sparsities of the table; the point is lost against the dense control, linear between "
-        "sparsities of the table. FLOPs: all that the training computed; without zeros: without products with zero weights, which no hardware here "
-        "skips. Seconds are wall clock of the training on cores that other work shared. What the harness adds around a "
+        "sparsities of the table. FLOPs: all that the training computed, but not what scores that read data (saliency, OBD, "
+        "SNIP, GraSP, SynFlow, WoodFisher) computed besides; without zeros: without products with zero weights, which no "
+        "hardware here skips. Seconds are wall clock of the training on cores that other work shared. What the harness adds around a "
         "training is not recorded.",
         f"Made anew by `python -m results.compared {name}` when more runs have come in.",
         f"![Which method prunes best, {STUDIES[name]}](compared-{name}.png)",
