@@ -1,5 +1,5 @@
 import os
-import subprocess
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from espalier.cli import main
 
@@ -51,19 +53,25 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return call
 
 
-def torchrun(*arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """A script with its arguments, or `-m MODULE`, in two processes on CPUs."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    root = str(Path(__file__).parents[1])
-    environment = {"PYTHONPATH": root, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launch, *arguments],
-        env=os.environ | environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def two_processes(work: Callable[..., None], *arguments: Any) -> None:
+    """`work(rank, *arguments)` in two processes on a CPU, each with the environment that torchrun sets."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_one_of_two, args=(port, work, arguments), nprocs=2)
+
+
+def _one_of_two(rank: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    cpu = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}  # Accelerate sets the number of threads anew
+    os.environ.update({key: str(value) for key, value in (place | address | cpu).items()})
+    work(rank, *arguments)
+    dist.barrier()
+    # A replica never lets go of its process group (torch 2.15): gloo's threads outlive it, and one that frees a
+    # tensor while the interpreter ends aborts the process. So the interpreter does not end.
+    os._exit(0)
 
 
 # --- small models of transformers, in folders as it writes them

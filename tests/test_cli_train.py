@@ -1,6 +1,9 @@
 """`espalier train` as a person meets it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 from espalier.checkpoint import open_checkpoint, save_checkpoint
 from espalier.models import DigitsCNN
-from tests.conftest import Run, torchrun
+from tests.conftest import Run
 
 RECIPE = """\
 title: a short run
@@ -208,14 +211,38 @@ def test_missing_data_says_how_to_get_it(run: Run, tmp_path: Path, monkeypatch: 
     assert code == 2 and "--data-root" in err
 
 
+def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`espalier ARGUMENTS` in two processes on a CPU."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "espalier",
+    ]
+    root = str(Path(__file__).parents[1])
+    environment = {"PYTHONPATH": root, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launch, *arguments],
+        env=os.environ | environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
 def test_two_processes_write_and_print_once(recipe: Path, tmp_path: Path):
     """With batch norm, whose statistics are of each process's own examples."""
-    ran = torchrun("-m", "espalier", "train", "short.yaml", "-o", "out", "--seeds", "0", cwd=tmp_path)
+    ran = torchrun("train", "short.yaml", "-o", "out", "--seeds", "0", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count("report: out/report.html") == 1 and ran.stderr.count("report:") == 0
     assert open_checkpoint(tmp_path / "out" / "seed-0" / "model.safetensors").state_dict()
     assert len((tmp_path / "out" / "seed-0" / "log.jsonl").read_text().splitlines()) == 4
-    ran = torchrun("-m", "espalier", "inspect", "out/seed-0/model.safetensors", cwd=tmp_path)
+    ran = torchrun("inspect", "out/seed-0/model.safetensors", cwd=tmp_path)
     assert ran.returncode != 0 and "this command runs in one process, and 2 were started" in ran.stderr
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import socket
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path as File
@@ -12,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from espalier import EspalierError
 from espalier.checkpoint import save_checkpoint
@@ -30,7 +28,7 @@ from espalier.landscape import (
 from espalier.landscape.kept import _Kept, eigenpairs_once
 from espalier.models import DigitsCNN
 from espalier.processes import from_main, is_main, share
-from tests.conftest import Run
+from tests.conftest import Run, two_processes
 from tests.unit.test_landscape_surface import normed, split
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no distributed")
@@ -101,30 +99,18 @@ def truth() -> dict[str, Tensor]:
     return found
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def work(rank: int, folder: str) -> None:
     os.chdir(folder)
     alone, curve = truth(), bend(None)
-    place = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    os.environ.update({key: str(value) for key, value in place.items()})
     check_commands(rank)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    try:
-        for key, value in truth().items():
-            assert torch.allclose(value, alone[key], rtol=1e-5, atol=1e-6), key
-        assert list(share(range(5))) == [[0, 2, 4], [1, 3]][rank]
-        assert torch.equal(bend(File("curve")), curve) and torch.equal(bend(File("curve")), curve)
-        check_files()
-        with pytest.raises(EspalierError, match="only the main process knows"):
-            from_main(lambda: (_ for _ in ()).throw(EspalierError("only the main process knows")))
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group("gloo")
+    for key, value in truth().items():
+        assert torch.allclose(value, alone[key], rtol=1e-5, atol=1e-6), key
+    assert list(share(range(5))) == [[0, 2, 4], [1, 3]][rank]
+    assert torch.equal(bend(File("curve")), curve) and torch.equal(bend(File("curve")), curve)
+    check_files()
+    with pytest.raises(EspalierError, match="only the main process knows"):
+        from_main(lambda: (_ for _ in ()).throw(EspalierError("only the main process knows")))
 
 
 def check_files() -> None:
@@ -178,11 +164,8 @@ def test_two_processes(tmp_path: File, run: Run) -> None:
         save_checkpoint(tmp_path / f"{name}.safetensors", DigitsCNN().state_dict())
     code, out, _ = run(*PATH, "--json")
     assert code == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     (tmp_path / "mid.safetensors").unlink()
-    spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    two_processes(work, str(tmp_path))
     assert (tmp_path / "mid.safetensors").exists()
     one, two = json.loads(out)["ways"][0], json.loads((tmp_path / "two.json").read_text())["ways"][0]
     for a, b in zip(one["points"], two["points"], strict=True):

@@ -1,16 +1,15 @@
 """Two processes on gloo: DDP replicas stay identical, FSDP2 shards agree with one process, targets are exact."""
 
 import io
-import socket
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from espalier.optim import GRDA, DualAveraging, PowerLaw, TargetSparsity
+from tests.conftest import two_processes
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this build of torch has no distributed")
 
@@ -42,15 +41,11 @@ def fit(module: nn.Module, law: Any, steps: int, rank: int | None, **options: An
     return optimizer
 
 
-def worker(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        check_replicas(rank)
-        check_shards(rank)
-        check_ties(rank)
-    finally:
-        dist.destroy_process_group()
+def work(rank: int) -> None:
+    dist.init_process_group("gloo")
+    check_replicas(rank)
+    check_shards(rank)
+    check_ties(rank)
 
 
 def check_replicas(rank: int) -> None:
@@ -129,10 +124,7 @@ def check_ties(rank: int) -> None:
 
 
 def test_two_processes() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(worker, args=(port,), nprocs=2)
+    two_processes(work)
 
 
 def test_one_process_needs_no_process_group() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from espalier import EspalierError
@@ -25,7 +26,7 @@ from espalier.train import Diverged, Epoch, History, Training, distillation, fit
 from espalier.train.hardware import native_bf16, use_bf16, use_channels_last
 from espalier.train.optimizers import build, rate
 from espalier.train.state import LOG, STATE, digest_of, tensors_digest
-from tests.conftest import torchrun
+from tests.conftest import two_processes
 
 ONE = Training(epochs=1, batch_size=50, lr=0.05, augment=False)
 
@@ -389,25 +390,14 @@ def test_a_full_disk_leaves_the_state_before(data: Dataset, tmp_path: Path):
     assert history.resumed == 1 and same(resumed, whole(data)[0])
 
 
-TWO_PROCESSES = """
-import sys
-import torch
-from safetensors.torch import save_file
-from tests.unit.test_train import ONE, fit, net, plain
-from espalier.data import Options, digits
-
-torch.set_num_threads(1)
-data = digits(Options(limit=200))
-model, history = plain(data)
-assert history.spec["processes"] == 2
-normed = net()
-fit(normed, data, ONE)
-rank = torch.distributed.get_rank()
-tensors = model.state_dict() | {f"normed.{name}": tensor for name, tensor in normed.state_dict().items()}
-save_file(tensors, f"{sys.argv[1]}/{rank}.safetensors")
-torch.distributed.barrier()  # one that ends while the other still talks to it may abort
-torch.distributed.destroy_process_group()
-"""
+def train_two(rank: int, folder: Path) -> None:
+    data = digits(Options(limit=200))
+    model, history = plain(data)
+    assert history.spec["processes"] == 2
+    normed = net()
+    fit(normed, data, ONE)
+    tensors = model.state_dict() | {f"normed.{name}": tensor for name, tensor in normed.state_dict().items()}
+    save_file(tensors, folder / f"{rank}.safetensors")
 
 
 def plain(data: Dataset) -> tuple[nn.Module, History]:
@@ -420,13 +410,8 @@ def plain(data: Dataset) -> tuple[nn.Module, History]:
 
 
 def test_two_processes_train_the_same_network(data: Dataset, tmp_path: Path):
-    from safetensors.torch import load_file
-
     model, _ = plain(data)
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    ran = torchrun(str(script), str(tmp_path), cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
+    two_processes(train_two, tmp_path)
     one, two = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     assert "normed.1.running_var" in one
     for name, tensor in one.items():

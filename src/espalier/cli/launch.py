@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from functools import wraps
 from typing import Any
 
@@ -51,14 +51,21 @@ def _joined() -> Iterator[None]:
 
     state = PartialState(cpu=not torch.cuda.is_available())
     try:
-        if state.is_main_process:
-            yield
-            return
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        with nullcontext() if state.is_main_process else _quiet():
             yield
     except EspalierError as error:
         if state.is_main_process:
             raise
         raise EspalierError(f"process {state.process_index}: {error}") from None
+    else:
+        # A process that ends just after its last collective may abort: gloo's threads outlive their group where it
+        # had a replica (torch 2.15), and one may still hold a tensor while the interpreter ends.
+        state.wait_for_everyone()
     finally:
         state.destroy_process_group()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
