@@ -159,6 +159,22 @@ def test_a_failed_seed_is_shown_and_the_others_run(run: Run, tmp_path: Path, mon
     assert code == 2 and "failed" in runs[0]["failure"] and runs[0].get("sparsity") is None
 
 
+def test_a_law_that_overshoots_fails_its_seed_alone(run: Run, tmp_path: Path):
+    text = RECIPE.replace("{name: target-grda}", "{name: lasso, penalty: 5.0}").replace("0.9\n", "0.5\n")
+    (tmp_path / "strong.yaml").write_text(text)
+    code, out, _ = run("train", "strong.yaml", "-o", "out")
+    assert code == 2 and "2 of 2 runs failed and are in no mean" in out and "lower the penalty" in out
+
+
+def test_steps_without_the_momentum_of_the_training_are_said(run: Run, tmp_path: Path):
+    text = RECIPE.replace("{name: target-grda}", "{name: grda, c: 0.01, mu: 0.51}").replace("[0, 1]", "[0]")
+    (tmp_path / "paper.yaml").write_text(text)
+    _, _, err = run("train", "paper.yaml", "-o", "out", "--epochs", "1")
+    assert "grda takes plain steps, as published, without the training's momentum of 0.9" in err
+    (tmp_path / "with.yaml").write_text(text.replace("mu: 0.51", "mu: 0.51, momentum: true"))
+    assert "plain steps" not in run("train", "with.yaml", "-o", "other", "--epochs", "1")[2]
+
+
 def test_the_list(run: Run):
     code, out, _ = run("train", "--list")
     assert code == 0 and "vgg16-cifar10-paper" in out
@@ -180,11 +196,21 @@ def test_the_list(run: Run):
             ("short.yaml", "-o", "short.yaml/sub"),
             "short.yaml/sub/seed-0 cannot be made a folder: cannot be written",
         ),
+        (
+            ("short.yaml", "--data", "cifar10_jpeg", "--data-root", "."),
+            "it is CIFAR-10 with its images stored as JPEG",
+        ),
+        (
+            ("short.yaml", "--seeds", "99999999999999999999999"),
+            "--seeds are whole numbers from 0 to 2^63 - 1",
+        ),
+        (("short.yaml", "--baseline", "--sparsity", "0.5"), "the run without pruning: give no --sparsity"),
+        (("short.yaml", "--resolution", "0.1"), "--resolution is the precision of what --budget finds"),
+        (("dense.yaml",), "dense.yaml, line 6: sparsity is 0.9, but the method dense prunes nothing"),
         (("short.yaml", "--data", "digitz"), "unknown data 'digitz'"),
         (
             ("resnet50-imagenet-paper", "--data-root", "."),
-            "unknown data 'imagenet'; known: digits, torchvision:NAME, a hub name owner/name, or a folder of parquet "
-            "files or of images (train/CLASS/ and val/CLASS/), here or in .",
+            "there is no folder 'imagenet', here or in .: get the ILSVRC 2012 images",
         ),
         (
             ("short.yaml", "--data", "cifar", "--data-root", "none"),
@@ -195,6 +221,7 @@ def test_the_list(run: Run):
     ],
 )
 def test_mistakes_are_one_line(run: Run, recipe: Path, arguments: tuple[str, ...], said: str):
+    Path("dense.yaml").write_text(RECIPE.replace("target-grda", "dense"))
     code, out, err = run("train", *arguments)
     assert code == 2 and said in err and err.count("\n") == 1 and not out
 

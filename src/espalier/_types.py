@@ -1,6 +1,8 @@
-"""The one currency: tensors keyed by full parameter name."""
+"""The one currency: tensors keyed by full parameter name; and what counts as a number."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -9,6 +11,16 @@ Tensors = Mapping[str, Tensor]
 
 Counts = dict[str, int]
 """Parameter name -> exact number of entries kept."""
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number, NumPy's included."""
+    return isinstance(value, Real)
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value counts something: a whole number, NumPy's included, but no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class LazyTensors(Mapping[str, Tensor]):

@@ -35,7 +35,8 @@ def _without_seed(training: Any) -> Any:
     return training
 
 
-Seeds = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_distinct)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)]
 SeedlessTraining = Annotated[Training, BeforeValidator(_without_seed)]
 
 

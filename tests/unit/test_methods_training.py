@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -32,8 +33,8 @@ from espalier.methods.masked import without_zeros
 from espalier.methods.ramp import sparsity_at
 from espalier.methods.variational import divergence
 from espalier.models import DigitsCNN
-from espalier.optim import CUBIC, PowerLaw, lost_scale
-from espalier.train import Training, fit
+from espalier.optim import CUBIC, Lasso, PowerLaw, lost_scale
+from espalier.train import Failed, Training, fit
 from tests.reference import training_methods as reference
 
 TRAINING = Training(epochs=1, batch_size=10, lr=0.1)
@@ -92,6 +93,29 @@ def test_thresholds_refuse_what_contradicts_itself():
 
 
 # --- the ramp
+
+
+@pytest.mark.parametrize("method", [TargetGRDA(), Threshold(PowerLaw(0.01, 0.5))])
+def test_what_does_not_train_is_not_pruned_by_the_optimizer(method: TargetGRDA | Threshold):
+    model = net()
+    model.weight.requires_grad_(False)
+    with pytest.raises(EspalierError, match="weight does not train"):
+        method.rule(model, plan())
+
+
+def test_the_optimizer_needs_steps():
+    with pytest.raises(EspalierError, match="prunes by its steps, and this run has none"):
+        TargetGRDA().rule(net(), plan(steps=0))
+
+
+@pytest.mark.parametrize("kept", [math.nan, 2])
+def test_kept_fractions_are_checked_at_once(kept: float):
+    with pytest.raises(EspalierError, match=r"`min_kept` is .*; it is a fraction of each tensor"):
+        TargetGRDA(min_kept=kept)
+    with pytest.raises(EspalierError, match=r"`min_kept` is .*; it is a fraction of each tensor"):
+        Threshold(PowerLaw(0.01, 0.5), min_kept=kept)
+    with pytest.raises(EspalierError, match="`freeze_below` is 3; it is a fraction"):
+        Threshold(PowerLaw(0.01, 0.5), freeze_below=3)
 
 
 def test_a_ramp_rises_from_where_the_network_is():
@@ -442,6 +466,20 @@ def test_zeros_come_near_the_target_before_they_are_settled(
     assert history.epochs[3].sparsity == pytest.approx(0.8, abs=0.12)
     assert history.last.sparsity == pytest.approx(0.8, abs=1e-4)
     assert history.last.accuracy is not None and history.last.accuracy > 0.8
+
+
+def test_a_ramp_that_begins_with_the_last_step_ends_with_it(data: Dataset):
+    model = DigitsCNN()
+    method = TargetGRDA(begin=0.95, end=1.0)
+    history = fit(model, data, Training(epochs=2, batch_size=50), method=method, sparsity=0.9)
+    assert history.last.sparsity == pytest.approx(0.9, abs=1e-4)
+
+
+def test_more_zeros_than_asked_for_fail_the_run(data: Dataset, tmp_path: Path):
+    training, model = Training(epochs=2, batch_size=50), DigitsCNN()
+    for tried in (copy.deepcopy(model), model):  # again: marked failed, and not tried again
+        with pytest.raises(Failed, match=r"more than the \d+ asked for, and without latents"):
+            fit(tried, data, training, method=Threshold(Lasso(5.0)), sparsity=0.5, folder=tmp_path)
 
 
 def test_refusals():

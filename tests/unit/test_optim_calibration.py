@@ -143,13 +143,16 @@ def test_the_next_c() -> None:
     ("options", "message"),
     [
         ({"sparsity": 90}, r"`sparsity` is 90; calibrate needs a fraction in \(0, 1\)"),
-        ({"rounds": 0}, "`rounds` is 0; calibrate needs at least one pilot"),
+        ({"rounds": 0}, "`rounds` is 0; it counts pilots, and calibrate needs at least one"),
         ({"pilot_epochs": 5}, "`pilot_epochs` is 5; it must be between 1 and the training's 4"),
         (
             {"training": replace(TRAINING, optimizer="adamw")},
             "steps of type 'sgd', but the training has 'adamw'",
         ),
         ({"mu": 2.0}, "`mu` of PowerLaw is 2.0"),
+        ({"rounds": 1.5}, "`rounds` is 1.5; it counts pilots"),
+        ({"momentum": 0.0}, "calibrate takes the steps of the training, also its momentum"),
+        ({"lr": 0.1}, "calibrate takes the steps of the training, also its lr"),
         ({"prune": False}, "a sparsity of 0.8 is asked for, but nothing is thresholded"),
     ],
 )

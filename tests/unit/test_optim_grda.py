@@ -15,6 +15,7 @@ from espalier.optim import (
     GRDA,
     RDA,
     DualAveraging,
+    Lasso,
     LinearLaw,
     PowerLaw,
     ProxSGD,
@@ -270,6 +271,25 @@ def test_prox_decay_is_dual_averaging_of_the_penalized_problem() -> None:
         level = 0.2 * 0.1 * n
         torch.testing.assert_close(smooth[x != 0], -level * x.sign()[x != 0])
         assert (smooth[x == 0].abs() <= level + 1e-12).all()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("penalty", [0.0, 0.2])
+def test_prox_decay_weighs_the_same_whatever_the_momentum(momentum, penalty) -> None:
+    """The minimum of (w - 1)^2 / 2 + w^2 / 2 + penalty |w|, without threshold, under the lasso, and once frozen."""
+    options = {"weight_decay": 1.0, "decay": "prox", "momentum": momentum}
+    w, dense, fixed = (Parameter(torch.full((1, 1), 0.3, dtype=torch.float64)) for _ in range(3))
+    lasso = DualAveraging([w], 0.01, law=Lasso(penalty), **options)
+    lasso.add_param_group({"params": [dense], "prune": False})
+    frozen = DualAveraging([fixed], 0.01, law=LinearLaw(0.0), **options)
+    frozen.freeze()
+    for _ in range(2000):
+        for p in (w, dense, fixed):
+            p.grad = p.detach() - 1
+        lasso.step()
+        frozen.step()
+    assert w.item() == pytest.approx((1 - penalty) / 2, abs=1e-6)
+    assert dense.item() == pytest.approx(0.5, abs=1e-6) and fixed.item() == pytest.approx(0.5, abs=1e-6)
 
 
 def test_threshold_by_hand() -> None:

@@ -17,6 +17,7 @@ from espalier.optim import (
     Polynomial,
     PowerLaw,
     ProxSGD,
+    Settled,
     TargetSparsity,
     TimePowerLaw,
 )
@@ -36,6 +37,11 @@ LAW = PowerLaw(0.01, 0.5)
         (lambda: Lasso(-2.0), "`penalty` of Lasso is -2.0"),
         (lambda: ConstantLaw(-3.0), "`value` of ConstantLaw is -3.0"),
         (lambda: Polynomial(0.0), "`power` of a schedule is 0.0; it must be a positive number"),
+        (lambda: Polynomial("x"), "`power` of a schedule is 'x'; it must be a positive number"),  # type: ignore[arg-type]
+        (lambda: Settled("a"), "`churn` of Settled is 'a'; it is a fraction"),  # type: ignore[arg-type]
+        (lambda: Settled(0.1, reports=1.5), "`reports` of Settled is 1.5"),  # type: ignore[arg-type]
+        (lambda: TargetSparsity(0.9, True), "`steps` is True; it counts steps"),
+        (lambda: TargetSparsity(0.9, 10, kept=[50]), r"`kept` is \[50\]; give entries"),  # type: ignore[arg-type]
         (lambda: TargetSparsity(90, 100), "`sparsity` is 90; it is a fraction in"),
         (lambda: TargetSparsity(0.9, 100, warmup=-1), "`warmup` is -1; it counts steps"),
         (lambda: TargetSparsity(0.9, 10, warmup=10), "`steps` is 10: no ramp is left after 10 warm-up steps"),
@@ -82,6 +88,7 @@ def test_laws(make, message) -> None:
         ({"prune": "yes"}, "`prune` is 'yes'; it must be True, False, or None"),
         ({"min_kept": 1.0}, "`min_kept` is 1.0; it is a fraction of each tensor"),
         ({"min_kept": 0.1, "law": Lasso(0.1)}, "`min_kept` needs a law with a latent"),
+        ({"freeze_below": True}, "`freeze_below` is True; give a fraction"),
         ({"freeze_below": 2.0}, "`freeze_below` is 2.0; it is a fraction of the entries"),
         (
             {"freeze_below": 0.1, "law": TargetSparsity(0.5, 10)},
@@ -113,13 +120,18 @@ def test_numbers_of_laws_are_plain_and_equal() -> None:
     assert law == PowerLaw(1, 0.5) and repr(law) == repr(PowerLaw(1, 0.5)) == "PowerLaw(c=1.0, mu=0.5)"
     assert type(law.c) is float
     w = Parameter(torch.ones(2, 2))
-    optimizer = DualAveraging([w], 0.1, law=TargetSparsity(np.float32(0.5), 10))  # type: ignore[arg-type]
+    target = TargetSparsity(np.float32(0.5), np.int64(10))  # type: ignore[arg-type]
+    optimizer = DualAveraging([w], np.float32(0.125), law=target, momentum=np.float64(0.9))  # type: ignore[arg-type]
+    optimizer.add_param_group(
+        {"params": [Parameter(torch.ones(2, 2))], "betas": (np.float64(0.9), 0.99), "momentum": 0}
+    )
     w.grad = torch.ones(2, 2)
     optimizer.step()
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
     buffer.seek(0)
     again = DualAveraging([w], 0.1, law=TargetSparsity(0.5, 10))
+    again.add_param_group({"params": [Parameter(torch.ones(2, 2))], "betas": (0.9, 0.99)})
     again.load_state_dict(torch.load(buffer, weights_only=True))
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from espalier.data import Dataset, Options, TensorSplit, digits
 from espalier.masks import Masks
 from espalier.methods import Gradual
 from espalier.models import DigitsCNN
+from espalier.optim import DualAveraging, PowerLaw
 from espalier.train import Diverged, Epoch, History, Training, distillation, fit, state
 from espalier.train.hardware import native_bf16, use_bf16, use_channels_last
 from espalier.train.optimizers import build, rate
@@ -418,6 +420,45 @@ def test_two_processes_train_the_same_network(data: Dataset, tmp_path: Path):
         assert torch.equal(tensor, two[name]), name
     for name, tensor in model.state_dict().items():
         assert torch.allclose(one[name], tensor, atol=1e-5), name
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """As Accelerate's launcher sets mixed precision; it keeps that in a state that all of a process share."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield monkeypatch
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision_of_the_launcher_is_the_run_s_and_leaves_no_trace(
+    data: Dataset, started: pytest.MonkeyPatch
+):
+    started.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    model, seen = net(), []
+    model[5].register_forward_hook(lambda _, __, out: seen.append((torch.is_grad_enabled(), out.dtype)))
+    history = fit(model, data, ONE)
+    assert history.spec["bf16"] is True and "mixed_precision" not in history.spec
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}  # trained in bf16, measured as it is
+    assert "forward" not in vars(model) and model(torch.zeros(1, 1, 8, 8)).dtype == torch.float32
+    with pytest.raises(EspalierError, match="asks for precision fp32, and Accelerate was started with mixed"):
+        fit(net(), data, replace(ONE, precision="fp32"))
+
+
+def test_a_given_optimizer_freezes_where_it_is_asked_to(data: Dataset):
+    made: list[DualAveraging] = []
+
+    def make(parameters: Sequence[nn.Parameter]) -> DualAveraging:
+        made.append(DualAveraging(parameters, 0.05, law=PowerLaw(0.01, 0.51), freeze_below=1.0))
+        return made[0]
+
+    fit(net(), data, replace(ONE, epochs=3), optimizer=make)
+    assert made[0].frozen
+
+
+@pytest.mark.parametrize("field", ["momentum", "epochs", "lr"])
+def test_numbers_are_numbers(field: str):
+    with pytest.raises(EspalierError, match=f"training `{field}` must be a number, got 'a'"):
+        replace(ONE, **{field: "a"})  # type: ignore[arg-type]
 
 
 # Failure

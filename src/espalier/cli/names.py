@@ -140,6 +140,14 @@ def narrower(word: str, classes: int) -> "Callable[[float], nn.Module] | None":
     return table.get(word)
 
 
+_TO_GET = {
+    "imagenet": "get the ILSVRC 2012 images from https://image-net.org, unpack them to imagenet/train/CLASS/ and "
+    "imagenet/val/CLASS/, and name the folder above by --data-root",
+    "cifar10_jpeg": "it is CIFAR-10 with its images stored as JPEG (quality about 75), in train.parquet and "
+    "test.parquet with columns img and label; torchvision:CIFAR10 is the original",
+}
+
+
 def dataset(
     word: str,
     root: Path | None,
@@ -165,8 +173,11 @@ def dataset(
     if word.count("/") == 1 and not word.startswith((".", "/")):
         return data.hub(word, options)
     root = root and data.data_folder(root)
+    where = root or "that of --data-root or ESPALIER_DATA"
+    if word in _TO_GET:
+        raise EspalierError(f"there is no folder {word!r}, here or in {where}: {_TO_GET[word]}")
     raise EspalierError(
         f"unknown data {word!r}; known: digits, torchvision:NAME, a hub name owner/name, or a folder of parquet files "
-        f"or of images (train/CLASS/ and val/CLASS/), here or in {root or 'that of --data-root or ESPALIER_DATA'}."
+        f"or of images (train/CLASS/ and val/CLASS/), here or in {where}."
         f"{near(word, ['digits', 'torchvision:MNIST', 'torchvision:CIFAR10'])}"
     )

@@ -66,7 +66,9 @@ def command(
             help="Search the largest sparsity at which --start surely loses no more accuracy than, e.g. 1%.",
         ),
     ] = None,
-    resolution: Annotated[float, typer.Option(help="Precision of the sparsity that --budget finds.")] = 0.01,
+    resolution: Annotated[
+        float | None, typer.Option(help="Precision of the sparsity that --budget finds; default 0.01.")
+    ] = None,
     limit: options.Limit = None,
     sparse: Annotated[
         bool, typer.Option("--sparse", help="Write model.safetensors in the sparse format: really smaller.")
@@ -98,6 +100,17 @@ def command(
         "seeds": file.value.seeds if seeds is None else _seeds(seeds),
         "teacher": file.value.teacher if teacher is None else teacher,
     }
+    if baseline and sparsity is not None:
+        raise EspalierError("--baseline is the run without pruning: give no --sparsity")
+    if resolution is not None and budget is None:
+        raise EspalierError(
+            "--resolution is the precision of what --budget finds: give a --budget, such as 1%"
+        )
+    if file.value.method.name == "dense" and changes["sparsity"] is not None:
+        where = "--sparsity" if sparsity is not None else f"{file.at('sparsity')}: sparsity"
+        raise EspalierError(
+            f"{where} is {changes['sparsity']}, but the method dense prunes nothing: leave one out"
+        )
     if baseline:
         changes["method"] = file.value.method.__class__(name="dense")
     asked = file.value.model_copy(update=changes)
@@ -109,7 +122,7 @@ def command(
         )
     drop = None if budget is None else names.fraction("the budget", budget)
     asked, found, runs = _run(
-        file, asked, folder, data_root, start, sparse, tensorboard, drop, resolution, bar=not as_json
+        file, asked, folder, data_root, start, sparse, tensorboard, drop, resolution or 0.01, bar=not as_json
     )
     if is_main():
         report.write(asked, runs, found, folder)
@@ -135,6 +148,7 @@ def _run(
     from espalier._forward import probe
     from espalier.checkpoint import open_checkpoint, rewrite
     from espalier.cli.method_names import method
+    from espalier.methods import Threshold
     from espalier.processes import is_main
     from espalier.pruned_training import search_trained, train_pruned
     from espalier.report.progress import progress_bar
@@ -148,6 +162,11 @@ def _run(
     if folder.exists() and not folder.is_dir():
         raise EspalierError(f"{folder} is a file; the runs need a folder")
     rule = method(recipe.method.name, recipe.method.options, lambda field: f"{file.at('method', field)}: ")
+    if isinstance(rule, Threshold) and not rule.momentum and recipe.training.momentum:
+        options.say(
+            f"{recipe.method.name} takes plain steps, as published, without the training's momentum of "
+            f"{recipe.training.momentum:g}; for steps with it add momentum: true to the method"
+        )
     dataset = names.dataset(root=root, word=recipe.data.name, **recipe.data.model_dump(exclude={"name"}))
     classes = len(dataset.classes)
     common: dict[str, Any] = {
@@ -239,4 +258,6 @@ def _seeds(word: str) -> tuple[int, ...]:
         raise EspalierError(f"--seeds is a list such as 0,1,2, got {word!r}") from None
     if len(set(seeds)) < len(seeds):
         raise EspalierError(f"--seeds names a seed twice: {word}")
+    if not all(0 <= seed < 1 << 63 for seed in seeds):
+        raise EspalierError(f"--seeds are whole numbers from 0 to 2^63 - 1, got {word}")
     return seeds

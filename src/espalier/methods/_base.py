@@ -149,11 +149,15 @@ class Rule:
         return kept_entries(self.entries, self.plan.target)
 
     @property
+    def zeros(self) -> int:
+        """Zeros of the pruned parameters now."""
+        with torch.no_grad():
+            return sum(int((parameter == 0).sum()) for parameter in self.parameters.values())
+
+    @property
     def sparsity(self) -> float:
         """Zeros / entries of the pruned parameters now."""
-        with torch.no_grad():
-            zeros = sum(int((parameter == 0).sum()) for parameter in self.parameters.values())
-        return zeros / self.entries
+        return self.zeros / self.entries
 
     # --- what is trained
 

@@ -12,7 +12,7 @@ from espalier.masks import Masks, named_parameters
 from espalier.methods._base import AbstractMethod, Plan, Rule, counts_by_magnitude
 from espalier.methods.ramp import check_fraction, check_ramp
 from espalier.optim import CUBIC, AbstractPathLaw, AbstractSchedule, DualAveraging, Law, TargetSparsity
-from espalier.optim.options import check_room, most_zeros
+from espalier.optim.options import check_kept, check_level, check_room, most_zeros
 
 Decay = Literal["coupled", "decoupled", "prox"]
 
@@ -48,6 +48,7 @@ class TargetGRDA(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_ramp(self.begin, self.end)
+        check_kept(self.min_kept)
 
     def rule(self, model: nn.Module, plan: Plan) -> Rule:
         """A rule with an optimizer of its own."""
@@ -57,7 +58,7 @@ class TargetGRDA(AbstractMethod):
         kept = None
         if self.allocation is not None:
             kept = counts_by_magnitude(model, plan, self.allocation)
-        warmup = round(self.begin * plan.steps)
+        warmup = max(0, min(round(self.begin * plan.steps), plan.steps - 1))  # the ramp ends inside the run
         steps = max(warmup + 1, plan.at(self.end))
         return TargetSparsity(plan.target, steps, self.schedule, warmup, kept=kept, rescale=self.rescale)
 
@@ -93,6 +94,9 @@ class Threshold(AbstractMethod):
 
     def __post_init__(self) -> None:
         check_fraction("settle", self.settle)
+        check_kept(self.min_kept)
+        if self.freeze_below is not None:
+            check_level(self.freeze_below)
 
     def rule(self, model: nn.Module, plan: Plan) -> Rule:
         """A rule with an optimizer of its own."""
@@ -134,6 +138,15 @@ class _Thresholded(Rule):
         if plan.sparsity is not None:
             room = sum(most_zeros(p.numel(), min_kept) for p in self.parameters.values())
             check_room(plan.sparsity, self.entries, room)
+            if plan.sparsity and not plan.steps:
+                raise EspalierError(
+                    "the optimizer prunes by its steps, and this run has none: give it epochs, or prune at once"
+                )
+        if fixed := [name for name, p in self.parameters.items() if not p.requires_grad]:
+            raise EspalierError(
+                f"the optimizer prunes what it trains, but {fixed[0]} does not train (requires_grad is False): let it "
+                "train, or prune other parameters"
+            )
         t = plan.training
         named = [(n, p) for n, p in named_parameters(model).items() if p.requires_grad]
         pruned = set(plan.names)
@@ -165,10 +178,14 @@ class _Thresholded(Rule):
     def before_step(self, step: int) -> None:
         if step != self.settle:
             return
-        self._aim(self._optimizer.param_groups[0]["steps"])
-
-    def after_epoch(self, epoch: int) -> None:
-        self._optimizer.mask_report()  # freezes, where it is asked to
+        group = self._optimizer.param_groups[0]
+        zeros, most = self.zeros, self.entries - self.kept
+        if not group["law"].dual and zeros > most:  # nothing remembers which of them matter least
+            raise EspalierError(
+                f"{group['law']} left {zeros} of {self.entries} entries zero at step {step}, more than the {most} "
+                "asked for, and without latents none can be chosen to come back: lower the penalty"
+            )
+        self._aim(group["steps"])
 
     def _aim(self, steps: int) -> None:
         """Give the pruned group a target that is due at its next step, the one after `steps`."""

@@ -41,7 +41,8 @@ class WideResNet(nn.Module):
     normal initialization of He et al. (fan-in), biases from zero.
 
     "Directional pruning of deep neural networks" (Chao et al., 2020) trains the variant of Garipov et al. (2018)
-    with `bias=True`: 36,489,290 parameters for 10 classes, 36,546,980 for 100. That one also has the stride in a
+    with `bias=True`, which also gives the last norm their momentum of 0.9: 36,489,290 parameters for 10 classes,
+    36,546,980 for 100. That one also has the stride in a
     block's second convolution, which costs more and changes no count, and shortcuts of the raw input; these two
     are as Zagoruyko and Komodakis have them here.
 
@@ -50,7 +51,7 @@ class WideResNet(nn.Module):
         widening: k, at least 1.
         classes: number of logits.
         dropout: probability between the convolutions of a block, in [0, 1).
-        bias: whether convolutions have biases.
+        bias: whether convolutions have biases, and the last norm a momentum of 0.9 instead of 0.1.
 
     Raises:
         EspalierError: the depth is not 6n + 4, the widening factor below 1, or the probability out of range.
@@ -82,7 +83,7 @@ class WideResNet(nn.Module):
             )
             for inputs, outputs, stride in zip([16, *widths], widths, (1, 2, 2))
         )
-        self.bn = nn.BatchNorm2d(widths[-1])
+        self.bn = nn.BatchNorm2d(widths[-1], momentum=0.9 if bias else 0.1)
         self.linear = nn.Linear(widths[-1], classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -69,10 +69,13 @@ def _readable(value: Tensor) -> Threshold:
 
 
 def ridge(group: Group, *, dual: bool) -> float:
-    """The prox's share of the weight decay: the whole path's for a latent, this step's for weights."""
+    """The prox's share of the weight decay: the whole path's for a latent, this step's for weights.
+
+    In effective rates both, as the threshold is: penalty and gradient then weigh alike whatever the momentum.
+    """
     if group["decay"] != "prox":
         return 0.0
-    return float(group["weight_decay"] * (group["time"] if dual else group["lr"]))
+    return float(group["weight_decay"] * (group["time"] if dual else effective_rate(group)))
 
 
 def base_step(group: Group, kind: Kind) -> Base:

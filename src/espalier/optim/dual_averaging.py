@@ -14,7 +14,7 @@ from espalier.optim._groups import BUFFERS, Group, named, prunes, ridge, thresho
 from espalier.optim._members import Member
 from espalier.optim._sharding import local, sum_rows
 from espalier.optim.laws import AbstractPathLaw, Law, TargetSparsity
-from espalier.optim.options import check_gradient, check_group, check_parameter
+from espalier.optim.options import check_gradient, check_group, check_parameter, plain
 from espalier.optim.report import MaskReport, TensorMask
 from espalier.optim.stopping import Settled
 
@@ -47,7 +47,8 @@ class DualAveraging(Optimizer):
     with a long memory the path is no longer the SGD path minus a threshold.
     "prox" moves the penalty into the prox (elastic net): w = S_g(v) / (1 + weight_decay * t), t the sum of the rates.
     The latent still sums gradients alone, so the identities of dual averaging hold for it. For parameters
-    without threshold and for `Lasso` it is the proximal step of the same penalty, / (1 + lr * weight_decay).
+    without threshold, for `Lasso`, and once the mask is fixed it is the proximal step of the same penalty, / (1 +
+    gamma_n * weight_decay). Both t and gamma_n are effective rates, lr / (1 - momentum).
 
     **Scope.** Parameters with fewer than two dimensions (norms, biases) take the base step alone, without a
     latent; `scope="paper"` thresholds all; a group's `prune` (True or False) overrides both.
@@ -59,11 +60,14 @@ class DualAveraging(Optimizer):
 
     **Freezing.** `freeze` fixes the zeros: latents are dropped, weights continue from their (shrunk) values
     under the base step, and the threshold stands still. A target freezes by itself at its last step, because
-    no soft threshold keeps an exact count while the latents move.
+    no soft threshold keeps an exact count while the latents move. Parameters that do not train then (`requires_grad`
+    is False) stand outside: they are not counted, not pruned, and dense if they are let go later.
 
     **Memory.** Per thresholded entry one latent (float32, or float64 for float64 parameters), and what the
     base step needs; nothing but the base step's for others. bfloat16 and float16 parameters always keep a
-    float32 copy that takes the steps. After freezing: a bool instead of the latent.
+    float32 copy that takes the steps. After freezing: a bool instead of the latent. float16 has no number below 3e-8:
+    kept weights that small are stored as zeros, a few in a million; keep float32 parameters under autocast where the
+    count must be exact.
 
     **NaN.** A NaN gradient enters latent and weight of its entry, as in SGD, and stays visible there (the
     prox of NaN is NaN, never 0); other entries are not touched. Skip such steps before they are taken, as
@@ -148,7 +152,7 @@ class DualAveraging(Optimizer):
             "compiled": compiled,
         }
         clock = {"steps": 0, "time": 0.0, "threshold": 0.0, "calm": 0, "frozen": False}
-        super().__init__(params, {**options, **clock})
+        super().__init__(params, {**plain(options), **clock})
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with their own options and, starting now, their own clock.
@@ -159,6 +163,7 @@ class DualAveraging(Optimizer):
         Raises:
             EspalierError: an option is out of range, or a parameter is complex or integer.
         """
+        param_group = plain(param_group)
         check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]

@@ -9,10 +9,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import ClassVar, TypeGuard
+from typing import ClassVar
 
 from espalier._errors import EspalierError
+from espalier._types import is_number, is_whole
 from espalier.optim.schedules import CUBIC, AbstractSchedule
 
 
@@ -47,11 +47,6 @@ class AbstractPathLaw(ABC):
     @abstractmethod
     def threshold(self, clock: Clock) -> float:
         """The threshold at this step, >= 0."""
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a real number, NumPy's included."""
-    return isinstance(value, Real)
 
 
 def _nonnegative(law: AbstractPathLaw, *names: str) -> None:
@@ -255,8 +250,11 @@ class TargetSparsity:
         object.__setattr__(self, "sparsity", float(self.sparsity))
         for name in ("steps", "warmup", "every"):
             count = getattr(self, name)
-            if count is not None and not isinstance(count, Integral):
+            if count is None:
+                continue
+            if not is_whole(count):
                 raise EspalierError(f"`{name}` is {count!r}; it counts steps, so it must be a whole number")
+            object.__setattr__(self, name, int(count))
         if self.warmup < 0:
             raise EspalierError(f"`warmup` is {self.warmup}; it counts steps, so it must be >= 0")
         if self.steps <= self.warmup:
@@ -270,6 +268,10 @@ class TargetSparsity:
         if self.every is not None and self.every < 1:
             raise EspalierError(
                 f"`every` is {self.every}; it counts steps between searches, so it must be >= 1"
+            )
+        if self.kept is not None and not isinstance(self.kept, Mapping):
+            raise EspalierError(
+                f"`kept` is {self.kept!r}; give entries to keep by parameter name: {{'0.weight': 50}}"
             )
 
     @property

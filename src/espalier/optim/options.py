@@ -1,7 +1,7 @@
 """What a parameter group may say, each mistake with its own message."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError
-from espalier.optim.laws import Law, TargetSparsity, is_number
+from espalier._types import is_number
+from espalier.optim.laws import Law, TargetSparsity
 from espalier.optim.stopping import Settled
 
 DECAYS = ("coupled", "decoupled", "prox")
@@ -35,10 +36,7 @@ def check_group(group: dict[str, Any]) -> None:
         raise EspalierError(
             f"`prune` is {group['prune']!r}; it must be True, False, or None to decide by `scope`"
         )
-    if not is_number(group["min_kept"]) or not 0 <= group["min_kept"] < 1:
-        raise EspalierError(
-            f"`min_kept` is {group['min_kept']!r}; it is a fraction of each tensor, in [0, 1)"
-        )
+    check_kept(group["min_kept"])
     if group["min_kept"] and not group["law"].dual:
         raise EspalierError(
             "`min_kept` needs a law with a latent; Lasso has none, so lower its penalty instead"
@@ -46,6 +44,23 @@ def check_group(group: dict[str, Any]) -> None:
     _check_freezing(group)
     if group["compiled"] and group["foreach"]:
         raise EspalierError("`compiled` and `foreach` exclude each other; set one of them")
+
+
+def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with plain numbers for NumPy's: they enter the saved state, which loads with `weights_only=True`."""
+    return {key: _plain(value) for key, value in options.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list) and value and all(map(is_number, value)):
+        return type(value)(map(_plain, value))
+    return float(value) if is_number(value) and type(value) not in (int, float, bool) else value
+
+
+def check_kept(min_kept: Any) -> None:
+    """Refuse what is no fraction of a tensor that can be kept in any case."""
+    if not is_number(min_kept) or not 0 <= min_kept < 1:
+        raise EspalierError(f"`min_kept` is {min_kept!r}; it is a fraction of each tensor, in [0, 1)")
 
 
 def most_zeros(entries: int, min_kept: float) -> int:
@@ -72,7 +87,7 @@ def _check_rate(lr: Any) -> None:
         if lr.numel() != 1 or lr.device.type != "cpu":
             raise EspalierError("`lr` is a tensor with several entries or on an accelerator; give a float")
         lr = float(lr)
-    if not isinstance(lr, int | float) or not 0 <= lr < math.inf:
+    if not is_number(lr) or not 0 <= lr < math.inf:
         raise EspalierError(f"`lr` is {lr!r}; it must be a number >= 0")
 
 
@@ -110,16 +125,23 @@ def _check_freezing(group: dict[str, Any]) -> None:
     level = group["freeze_below"]
     if level is None:
         return
-    if not isinstance(level, int | float | Settled):
-        raise EspalierError(
-            f"`freeze_below` is {level!r}; give a fraction of the entries, such as 0.001, or a Settled"
-        )
-    if not isinstance(level, Settled) and not 0 <= level <= 1:
-        raise EspalierError(f"`freeze_below` is {level}; it is a fraction of the entries, in [0, 1]")
+    check_level(level)
     if isinstance(group["law"], TargetSparsity):
         raise EspalierError(
             "`freeze_below` and TargetSparsity exclude each other: a target freezes at its end"
         )
+
+
+def check_level(level: Any) -> None:
+    """Refuse what says of no churn whether it is small."""
+    if isinstance(level, Settled):
+        return
+    if not is_number(level) or isinstance(level, bool):
+        raise EspalierError(
+            f"`freeze_below` is {level!r}; give a fraction of the entries, such as 0.001, or a Settled"
+        )
+    if not 0 <= level <= 1:
+        raise EspalierError(f"`freeze_below` is {level}; it is a fraction of the entries, in [0, 1]")
 
 
 def effective_rate(group: dict[str, Any]) -> float:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from espalier._errors import EspalierError
+from espalier._types import is_number
 
 
 class AbstractSchedule(ABC):
@@ -31,9 +32,9 @@ class Polynomial(AbstractSchedule):
     power: float = 3.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.power < float("inf"):
+        if not is_number(self.power) or not 0 < self.power < float("inf"):
             raise EspalierError(
-                f"`power` of a schedule is {self.power}; it must be a positive number (cubic is 3)"
+                f"`power` of a schedule is {self.power!r}; it must be a positive number (cubic is 3)"
             )
 
     def fraction(self, progress: float) -> float:

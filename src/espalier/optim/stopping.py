@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier._errors import EspalierError
+from espalier._types import is_number, is_whole
 from espalier.optim.report import MaskReport
 
 
@@ -38,12 +39,14 @@ class Settled:
 
     def __post_init__(self) -> None:
         for name, value in (("churn", self.churn), ("regrown", self.regrown)):
-            if not 0 <= value <= 1:
+            if not is_number(value) or not 0 <= value <= 1:
                 raise EspalierError(
-                    f"`{name}` of Settled is {value}; it is a fraction of the entries, in [0, 1]"
+                    f"`{name}` of Settled is {value!r}; it is a fraction of the entries, in [0, 1]"
                 )
-        if self.reports < 1:
-            raise EspalierError(f"`reports` of Settled is {self.reports}; it counts reports in a row, from 1")
+        if not is_whole(self.reports) or self.reports < 1:
+            raise EspalierError(
+                f"`reports` of Settled is {self.reports!r}; it counts reports in a row, from 1"
+            )
 
     def calm(self, report: MaskReport) -> bool:
         """Whether this report alone is calm; one without zeros, or without a report before it, never is."""

@@ -28,6 +28,7 @@ __all__ = ["Calibration", "Pilot", "calibrate"]
 
 _TOLERANCE = 0.1  # of the density wanted: closer than the extrapolation is good for
 _STEEPEST, _FLATTEST = 4.0, 0.4  # believable powers of c by which a density falls
+_OF_TRAINING = ("lr", "law", "momentum", "nesterov", "betas", "eps", "weight_decay")  # options it decides
 _AT_ONCE = Polynomial(30.0)  # a ramp that is at its end for most of the run, as a power law is
 
 
@@ -115,7 +116,7 @@ def calibrate(
         rounds: >= 1, most pilots under a power law; fewer when the prediction is within a tenth of the density
             wanted.
         progress: called after every step of every pilot.
-        options: of `DualAveraging`, such as `scope="paper"` or `decay="prox"`.
+        options: of `DualAveraging`, such as `scope="paper"` or `decay="prox"`, but none that the training decides.
 
     Returns:
         The law of the pilot whose prediction is nearest.
@@ -124,7 +125,7 @@ def calibrate(
         EspalierError: a value is out of range, or steps that are not of type "sgd".
         Diverged: a pilot's loss is not finite; lower `training.lr`.
     """
-    epochs = _check(training, sparsity, pilot_epochs, rounds)
+    epochs = _check(training, sparsity, pilot_epochs, rounds, options)
     warmup = training.warmup * epochs / training.epochs
     short = replace(training, epochs=epochs, warmup=warmup, stop_below=None)
     search = _Search(model, data, training, short, options, progress)
@@ -193,12 +194,12 @@ class _Search:
 
         def build(parameters: Sequence[nn.Parameter]) -> Optimizer:
             t = self.short
-            given = {
+            steps: dict[str, Any] = {
                 "momentum": t.momentum,
                 "nesterov": t.nesterov and t.momentum > 0,
                 "weight_decay": t.weight_decay,
             }
-            made.append(DualAveraging(parameters, t.lr, law=law, **{**given, **self.options}))
+            made.append(DualAveraging(parameters, t.lr, law=law, **steps, **self.options))
             made[0].register_step_post_hook(lambda *_: look(made[0]))
             return made[0]
 
@@ -208,8 +209,14 @@ class _Search:
         return made[0], history.last.accuracy
 
 
-def _check(training: Training, sparsity: float, pilot_epochs: int | None, rounds: int) -> int:
+def _check(
+    training: Training, sparsity: float, pilot_epochs: int | None, rounds: int, options: dict[str, Any]
+) -> int:
     """Epochs of a pilot, if all can be used."""
+    if decided := [name for name in _OF_TRAINING if name in options]:
+        raise EspalierError(
+            f"calibrate takes the steps of the training, also its {decided[0]}: change the training, or leave it out"
+        )
     if not 0 < sparsity < 1:
         raise EspalierError(f"`sparsity` is {sparsity}; calibrate needs a fraction in (0, 1), such as 0.9")
     if training.optimizer != "sgd":
@@ -217,8 +224,8 @@ def _check(training: Training, sparsity: float, pilot_epochs: int | None, rounds
             f"calibrate proposes c for steps of type 'sgd', but the training has {training.optimizer!r};"
             " use TargetSparsity, which needs no c"
         )
-    if rounds < 1:
-        raise EspalierError(f"`rounds` is {rounds}; calibrate needs at least one pilot")
+    if not isinstance(rounds, int) or rounds < 1:
+        raise EspalierError(f"`rounds` is {rounds}; it counts pilots, and calibrate needs at least one")
     epochs = max(1, round(training.epochs / 5)) if pilot_epochs is None else pilot_epochs
     if not 1 <= epochs <= training.epochs:
         raise EspalierError(

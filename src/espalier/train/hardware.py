@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from espalier._errors import EspalierError
 from espalier._forward import takes_channels_last
 from espalier.train.training import Training
 
@@ -17,8 +18,19 @@ def native_bf16(device: torch.device) -> bool:
     return False
 
 
-def use_bf16(training: Training, device: torch.device) -> bool:
-    """Resolve `precision`."""
+def use_bf16(training: Training, device: torch.device, mixed: str = "no") -> bool:
+    """Resolve `precision` beside the mixed precision that Accelerate was started with ("no", "bf16", "fp16", ...).
+
+    Raises:
+        EspalierError: the two contradict each other.
+    """
+    if mixed != "no":
+        if training.precision not in ("auto", mixed):
+            raise EspalierError(
+                f"the training asks for precision {training.precision}, and Accelerate was started with mixed "
+                f"precision {mixed}: give one of them, or the same"
+            )
+        return mixed == "bf16"
     return training.precision == "bf16" or (training.precision == "auto" and native_bf16(device))
 
 

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Dataset, seeded
 from espalier.masks import Masks
 from espalier.methods import AbstractMethod, Dense, Fixed, Plan, Rule
+from espalier.optim import DualAveraging
 from espalier.processes import align
 from espalier.selection import select
 from espalier.train.distill import objective
 from espalier.train.hardware import use_bf16, use_channels_last
-from espalier.train.history import Diverged, Epoch, History, settled
+from espalier.train.history import Diverged, Epoch, Failed, History, settled
 from espalier.train.measure import Gauge
 from espalier.train.optimizers import OptimizerFactory, build, scheduler
 from espalier.train.state import (
@@ -95,8 +96,9 @@ def fit(
         EspalierError: no training data, no labels and no teacher, parent is the model, masks and a method, a
             method that cannot do what is asked for, a folder of another run (names what differs), or a folder
             that cannot be written.
-        Diverged: the loss is not finite any more; the last good state is in the folder (and in the model, if
-            it has one).
+        Failed: the method could not go on after steps were taken (a penalty left more zeros than asked for).
+        Diverged: the loss is not finite any more. The last good state is in the folder after both (and in the
+            model, if it has one).
     """
     _check(model, data, training, parent, teacher)
     if masks is not None:
@@ -134,7 +136,7 @@ class _Run:
             if module is not None:
                 module.to(device)
         self.train, self.held_out = _near(data.train, device), _near(data.validation, device)
-        self.bf16 = use_bf16(training, device)
+        self.bf16 = use_bf16(training, device, self.accelerator.mixed_precision)
         some = next(self.train.take(2).inputs(2), torch.zeros(0))
         self.channels_last = use_channels_last(training, model, some)
         self.names = tuple(names) if names is not None else _names(model, method)
@@ -158,6 +160,8 @@ class _Run:
             "channels_last": self.channels_last,
             "processes": self.accelerator.num_processes,
         }
+        if self.accelerator.mixed_precision not in ("no", "bf16"):  # bf16 is said above
+            self.spec["mixed_precision"] = self.accelerator.mixed_precision
         if masks is None and not isinstance(method, Dense):
             self.spec |= {"method": repr(method), "sparsity": "none" if sparsity is None else sparsity}
         if masks is None and self.names != (usual := _names(model, method)):
@@ -203,7 +207,12 @@ class _Run:
                 stack.callback(self.model.to, memory_format=torch.contiguous_format)
                 self.model.to(memory_format=torch.channels_last)
             # After the change of layout, which the gradient buckets of several processes are laid out by.
+            own = "forward" in vars(self.model)
             self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
+            # Mixed precision is for the training steps: here, and not for good in the caller's network.
+            self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+            if not own:
+                vars(self.model).pop("forward", None)
             stack.callback(self.rule.close)
             yield
 
@@ -221,6 +230,8 @@ class _Run:
             loss = self.epoch(epoch, progress)
             align(self.model.buffers())  # batch statistics are of each process's own examples
             self.rule.after_epoch(epoch)
+            if isinstance(self.optimizer, DualAveraging) and _freezes(self.optimizer):
+                self.optimizer.mask_report()
             if epoch == self.training.epochs:
                 self.rule.finish()
             self.finish(epoch, loss, time.perf_counter() - began, on_epoch)
@@ -262,17 +273,20 @@ class _Run:
             done = (epoch - 1) * self.steps_per_epoch + step
             try:
                 loss = self.step(x, y, done)
-            except EspalierError:
+            except EspalierError as error:
                 # A method that looks at the weights may see before us that the run has diverged.
                 if not _finite(self.model):
-                    self.fail(epoch, step)
-                raise
+                    self.diverged(epoch, step)
+                if done == 1:
+                    raise  # refused, not failed: nothing has happened yet
+                kept = self.fail(epoch, str(error))
+                raise Failed(f"training stopped at epoch {epoch}, step {step}: {error}; {kept}") from None
             total += loss.detach().double() * len(x)
             seen += len(x)
             if (step % _CHECK_EVERY == 0 or step == self.steps_per_epoch) and not math.isfinite(
                 accelerator.reduce(total)  # by every process, so that all stop at one step
             ):
-                self.fail(epoch, step)
+                self.diverged(epoch, step)
             if progress is not None:
                 progress(done, training.epochs * self.steps_per_epoch, f"epoch {epoch}/{training.epochs}")
         both = accelerator.reduce(torch.stack([total, total.new_tensor(float(seen))]))
@@ -285,7 +299,7 @@ class _Run:
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         weights = self.rule.weights()
-        with self.accelerator.autocast(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast():
             if weights is None:
                 logits = logits_of(self.wrapped(x)).float()
             else:
@@ -304,13 +318,19 @@ class _Run:
         self.scheduler.step()
         return loss
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision as Accelerate was started with, or bf16 where it pays."""
+        if self.accelerator.mixed_precision != "no":
+            return self.accelerator.autocast()  # type: ignore[no-any-return]
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16)
+
     def finish(self, epoch: int, loss: float | None, seconds: float, on_epoch: OnEpoch | None) -> None:
         """Measure the epoch; keep its record, then its state, then the log; then tell."""
         with self.rule.effective():
             lr = float(self.optimizer.param_groups[0]["lr"])
             record = self.gauge.measure(epoch, loss, lr, seconds)
         if epoch and not (math.isfinite(record.loss or 0.0) and _finite(self.model)):
-            self.fail(epoch, self.steps_per_epoch)  # the last step of an epoch shows in no training loss
+            self.diverged(epoch, self.steps_per_epoch)  # the last step of an epoch shows in no training loss
         self.epochs.append(record)
         if self.folder is not None and self.accelerator.is_main_process:
             save_state(self.folder, self.state())
@@ -360,19 +380,22 @@ class _Run:
             write_log(self.folder, self.epochs)
         return True
 
-    def fail(self, epoch: int, step: int) -> None:
-        """Mark the run failed, put the last good weights back, and raise."""
+    def diverged(self, epoch: int, step: int) -> None:
+        """The run is no use any more."""
         reason = f"the loss or the weights were not finite at epoch {epoch}, by step {step} of {self.steps_per_epoch}"
-        kept = "nothing was kept (no folder)"
-        if self.folder is not None:
-            if (state := load_state(self.folder, self.spec)) is not None:  # None: on another machine
-                self.model.load_state_dict(state["model"])
-            kept = f"the state after epoch {epoch - 1} is kept in {self.folder}"
-            self.accelerator.wait_for_everyone()  # else another would find the mark instead of the state
-            if self.accelerator.is_main_process:
-                mark_failed(self.folder, epoch, reason)
-        advice = f"Try a lower lr than {self.training.lr:g}"
+        kept, advice = self.fail(epoch, reason), f"Try a lower lr than {self.training.lr:g}"
         raise Diverged(f"training stopped: {reason}; {kept}. {advice}", self.history())
+
+    def fail(self, epoch: int, reason: str) -> str:
+        """Mark the run failed and put the last good weights back; says what was kept."""
+        if self.folder is None:
+            return "nothing was kept (no folder)"
+        if (state := load_state(self.folder, self.spec)) is not None:  # None: on another machine
+            self.model.load_state_dict(state["model"])
+        self.accelerator.wait_for_everyone()  # else another would find the mark instead of the state
+        if self.accelerator.is_main_process:
+            mark_failed(self.folder, epoch, reason)
+        return f"the state after epoch {epoch - 1} is kept in {self.folder}"
 
     def history(self) -> History:
         return History(tuple(self.epochs), self.spec, digest_of(self.spec), self.resumed, self.scored)
@@ -403,6 +426,11 @@ def _check_sparser(rule: Rule) -> None:
             f"a sparsity of {rule.plan.sparsity} is {entries - rule.kept} zeros, but {entries - left} of {entries} "
             "entries are zero already; ask for a larger sparsity, or fine-tune with their mask"
         )
+
+
+def _freezes(optimizer: DualAveraging) -> bool:
+    """Whether its reports freeze it."""
+    return any(group["freeze_below"] is not None for group in optimizer.param_groups)
 
 
 def _finite(model: nn.Module) -> bool:

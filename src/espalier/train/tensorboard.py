@@ -1,5 +1,6 @@
 """TensorBoard beside the JSON-lines log."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def tensorboard_writer(folder: Path) -> Callable[[Epoch, nn.Module], None]:
     def write(epoch: Epoch, model: nn.Module) -> None:
         values = {name: getattr(epoch, name) for name in _SCALARS}
         if epoch.turnover is not None:
-            values |= {"churn": epoch.turnover.churn, "overlap": epoch.turnover.overlap}
+            values |= dataclasses.asdict(epoch.turnover)
         for name, value in values.items():
             if value is not None:
                 writer.add_scalar(name, value, epoch.epoch)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
 from espalier._errors import EspalierError, near
+from espalier._types import is_number
 
 Schedule = Literal["constant", "cosine", "step", "garipov"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -32,7 +33,7 @@ class Training:
         seed: of data order, augmentation and dropout.
         augment: apply the data set's augmentation.
         precision: of the forward and backward pass; "auto" is bf16 autocast where the hardware has it, else
-            fp32.
+            fp32, unless Accelerate was started with a mixed precision, which then holds.
         channels_last: memory layout of convolutions; None decides (see `espalier.train.hardware`).
         labels: False trains towards the teacher alone, without reading a label.
         teacher_weight: share of the teacher in the loss when both are used, in [0, 1].
@@ -67,6 +68,10 @@ class Training:
     stop_below: float | None = None
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, int | float) and not is_number(value):
+                raise EspalierError(f"training `{f.name}` must be a number, got {value!r}")
         for name, ok, need in (
             ("epochs", self.epochs >= 0, "0 or more"),
             ("batch_size", self.batch_size >= 1, "1 or more"),
