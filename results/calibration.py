@@ -38,9 +38,8 @@ ASKED = {
 }
 PILOT = {"lenet5-mnist": 3, "resnet20-prepared": 1}
 ROUNDS = {"lenet5-mnist": 4, "resnet20-prepared": 2}  # pilots after the first, at most
-MORE = {
-    ("resnet20-prepared", "grda", 0.9): 3
-}  # where these were too few: the nearest was a factor of two off
+# Where these were too few: the nearest was a factor of two off.
+MORE = {("resnet20-prepared", "grda", 0.9): 3, ("resnet20-prepared", "grda", 0.95): 3}
 FIRST = {"rda": 1e-3, "lasso": 1e-4}  # where the search for a penalty begins
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from espalier.checkpoint import save_checkpoint
 from espalier.cli.study_words import gather
+from espalier.compare import Cell
 from espalier.methods import Gradual
 from espalier.models import DigitsCNN
 from espalier.recipe import YamlFile
@@ -187,6 +188,63 @@ def test_what_cannot_be_tuned_is_the_failure_of_its_runs(
     failures = [row["failures"] for row in json.loads(out)["rows"]]
     assert code == 0 and len(failures) == 3
     assert all("not tuned: every tuning trial of" in reason for [reason] in failures)
+    _, shown, _ = run("compare", "study.yaml", "-o", "out", "--report-only", "--json")
+    assert json.loads(shown) == json.loads(out), "the reason is recorded"
+
+
+def test_a_tuning_that_breaks_is_tried_once_for_all_seeds_and_ends_no_study(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("optuna")
+    study.write_text(
+        STUDY.replace("[0.8, 0.9]", "[0.8]")
+        + "seeds: [0, 1]\ntuning: {trials: 1, common: {lr: {low: 0.01, high: 0.1}}}\n"
+    )
+    tries: list[str] = []
+
+    def breaks(asked: Cell, *_: object) -> float:
+        tries.append(asked.contender.label)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("espalier.compare.tuning._validation", breaks)
+    code, out, _ = run("compare", "study.yaml", "-o", "out", "--json")
+    failures = [reason for row in json.loads(out)["rows"] for reason in row["failures"]]
+    assert code == 0 and len(failures) == 6 and tries == ["dense", "gradual", "floored"]
+    assert all("not tuned: RuntimeError: out of memory" in reason for reason in failures)
+
+
+def test_a_database_that_cannot_be_used_is_one_refusal(
+    run: Run, study: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr("espalier.compare.running._train", lambda *_: pytest.fail("trained"))
+    tuning = "tuning: {trials: 1, storage: 'sqlite:////no/x.db', common: {lr: {low: 0.01, high: 0.1}}}\n"
+    study.write_text(STUDY + tuning)
+    code, out, err = run("compare", "study.yaml", "-o", "out")
+    assert code == 2 and not out and "trials cannot be kept in sqlite:////no/x.db" in err
+
+
+def test_studies_of_other_budgets_or_data_do_not_add_up(run: Run, tmp_path: Path):
+    one = STUDY.replace("sparsities: [0.8, 0.9]", "sparsities: [0.8]")
+    other = one.replace("{name: dense}", "{name: magnitude-v2}").replace("  - {name: gradual}\n", "")
+    (tmp_path / "one.yaml").write_text(one)
+    run("compare", "one.yaml", "-o", "one", "--json")
+    for changed, said in (
+        (other.replace("epochs: 1", "epochs: 2"), "epochs was 2 and is default"),
+        (other.replace("limit: 100", "limit: 90"), "limit was 90 and is 100"),
+    ):
+        (tmp_path / "two.yaml").write_text(changed.replace("label: floored", "label: other"))
+        code, _, err = run("compare", "two.yaml", "-o", "two", "--report-only", "--add", "one")
+        assert code == 0, "nothing has run yet"
+        code, _, err = run("compare", "two.yaml", "-o", "two", "--add", "one")
+        assert code == 2 and said in err and "(two/" in err and "(one/" in err
+
+
+def test_no_epochs_are_drawn_without_what_they_cost(run: Run, study: Path, tmp_path: Path):
+    study.write_text(STUDY.replace("epochs: 1", "epochs: 0").replace("[0.8, 0.9]", "[0.8]"))
+    code, _, _ = run("compare", "study.yaml", "-o", "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert code == 0 and page.count("<svg") == 3 and "over what the training would compute" not in page
 
 
 @pytest.mark.filterwarnings("ignore")  # ray's own
@@ -213,11 +271,10 @@ def test_methods_that_take_part_in_some_of_it(run: Run, tmp_path: Path):
 
 
 def test_a_study_is_fp32_wherever_it_runs_unless_it_says_otherwise(tmp_path: Path):
-    text = STUDY.replace("{name: gradual}", "{name: gradual, training: {precision: bf16}}")
-    (tmp_path / "study.yaml").write_text(text)
-    planned, _ = gather(YamlFile(tmp_path / "study.yaml", StudyRecipe), None)
-    found = {c.contender.label: c.training.precision for c in planned.cells()}
-    assert found == {"dense": "fp32", "gradual": "bf16", "floored": "fp32"}
+    for given, expected in (("", "fp32"), (", precision: bf16", "bf16")):
+        (tmp_path / "study.yaml").write_text(STUDY.replace("lr: 0.05", f"lr: 0.05{given}"))
+        planned, _ = gather(YamlFile(tmp_path / "study.yaml", StudyRecipe), None)
+        assert {c.training.precision for c in planned.cells()} == {expected}
 
 
 @pytest.mark.parametrize(
@@ -281,6 +338,18 @@ def test_a_study_is_fp32_wherever_it_runs_unless_it_says_otherwise(tmp_path: Pat
             "limit: 100}}\n",
             "limit: 100}}\n  - {model: digits_cnn, data: {name: digits}}\n",
             "line 4: two networks are called 'digits_cnn': give one another name",
+        ),
+        (
+            "name: gradual",
+            "name: gradual, training: {precision: bf16}",
+            "line 7: `precision` must be equal for all methods",
+        ),
+        ("lr: 0.05", "lr: 0.05, stop_below: 0.1", "line 4: `stop_below` ends some runs before others"),
+        ("model: digits_cnn", "model: digits_cn", "line 3: unknown model 'digits_cn'; known: "),
+        (
+            "data: {name: digits, limit: 100}}",
+            "data: {name: digits, validation: 0}}\ntuning: {trials: 1, common: {lr: {low: 0.1, high: 0.2}}}",
+            "line 3: tuning chooses by the validation split",
         ),
         ("title:", "titel:", "unknown field 'titel'. Did you mean 'title'"),
         (

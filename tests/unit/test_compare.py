@@ -1,5 +1,6 @@
 """Comparison: counts by hand, statistics against scipy, runs that are done once and lose nothing."""
 
+import contextlib
 import dataclasses
 import fcntl
 import math
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,17 +30,22 @@ from espalier.compare import (
     changed,
     check,
     check_space,
+    check_tuning,
     compare,
     difference,
     estimate,
+    known,
     mcnemar,
     run,
     tune,
+    untunable,
+    untuned,
 )
 from espalier.compare.cost import cost, multiplications
 from espalier.compare.running import networks
 from espalier.compare.statistics import Crossing, area, crossing
 from espalier.data import Options, digits
+from espalier.directional import DirectionalPruning
 from espalier.methods import Dense, Gradual, MovementPruning, OneShot, RigL, TargetGRDA, Threshold
 from espalier.models import DigitsCNN
 from espalier.optim import PowerLaw
@@ -289,12 +296,40 @@ def test_what_cannot_be_done_is_said_before_training():
     assert check(cell(GRADUAL)) is None and check(cell(GRADUAL, network=TRAINED, teacher=True)) is None
 
 
-def test_examples_that_scores_read_are_counted(tmp_path: Path):
-    scored = OneShot(Saliency(sampling=Sampling(60, 20)))
-    found, plain = (run(cell(c), tmp_path) for c in (Contender("saliency", scored), OTHER))
-    assert found is not None and plain is not None and found.cost is not None and plain.cost is not None
-    assert plain.cost.scoring == 0
-    assert found.cost.scoring == 3 * found.cost.forward * 60 // (2 * len(DATA.train))  # of two epochs
+def test_what_a_network_or_a_run_leaves_no_room_for_is_said_before_training():
+    def pruned(_: int) -> nn.Module:
+        model = build(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(parameter.abs() > parameter.abs().flatten().quantile(0.9))
+        return model
+
+    sparse = dataclasses.replace(TRAINED, build=pruned)
+    assert "entries are zero already" in str(check(cell(GRADUAL, network=sparse)))
+    none = dataclasses.replace(TRAINING, epochs=0)
+    stepless = dataclasses.replace(cell(Contender("movement", MovementPruning())), training=none)
+    assert "this run has none" in str(check(stepless))
+    blind = dataclasses.replace(SCRATCH, data=lambda: digits(Options(limit=100, validation=0.0)))
+    assert "no validation split, which tuning chooses by" in str(
+        untunable(cell(GRADUAL, network=blind), Tuning(1, {"lr": Range(0.1, 0.2)}))
+    )
+    assert untunable(cell(GRADUAL, network=blind), Tuning(1)) is None, "there is nothing to choose"
+
+
+def test_what_scores_compute_is_counted(tmp_path: Path):
+    scored, curved = (
+        OneShot(Saliency(sampling=Sampling(60, 20))),
+        DirectionalPruning(examples=20, directions=1, refresh=1.0, adjust=False),
+    )
+    contenders = (Contender("saliency", scored), Contender("directional", curved), OTHER)
+    found, more, plain = (outcome.cost for c in contenders if (outcome := run(cell(c), tmp_path)))
+    assert found and more and plain and plain.scoring == 0
+    passes = (
+        3 * found.forward * 60 // (2 * len(DATA.train))
+    )  # forward and backward; the training has two epochs
+    first = 2 * 16 * 9 * 64 * 60  # no gradient of the inputs
+    assert found.scoring == passes - first
+    assert more.scoring and more.scoring > 3 * passes, "products with the Hessian"
 
 
 def test_every_seed_draws_another_random_mask(tmp_path: Path):
@@ -413,6 +448,18 @@ def test_failures_are_in_no_mean_and_shown():
     assert lost.rows[0].accuracy is None and not lost.rows[0].tied
 
 
+def test_a_method_with_failed_runs_is_neither_the_best_nor_beside_it():
+    fragile = [made("fragile", 0.9, seed, 950) for seed in (0, 1)]
+    lost = [Outcome(made("fragile", 0.9, seed, 0).spec, seed, failure="NaN") for seed in (2, 3, 4)]
+    steady = [made("steady", 0.9, seed, 900) for seed in range(5)]
+    found = compare([*fragile, *lost, *steady])
+    assert rows(found) == {("fragile", 0.9): (False, None), ("steady", 0.9): (True, True)}
+    text = as_text(SimpleNamespace(title="t"), found, Path("x"))  # type: ignore[arg-type]
+    assert "2 of 5, 3 failed" in text and "*steady" in text and "*fragile" not in text
+    assert "Nor is anything said of a method with failed runs" in " ".join(text.split())
+    assert rows(compare([*fragile, *lost])) == {("fragile", 0.9): (False, None)}, "alone it is no better"
+
+
 def test_tensors_without_a_weight_are_named():
     epochs = ({"kept": {"a": 0, "b": 5}}, {"kept": {"a": 3, "b": 0, "c": 0}})
     whole, hollow = made("x", 0.9, 0, 900), made("x", 0.9, 1, 100, epochs=epochs)
@@ -459,6 +506,32 @@ def test_two_specifications_under_one_name_are_refused():
         compare([one, other])
 
 
+def test_runs_at_unequal_conditions_are_refused_whatever_their_labels(tmp_path: Path):
+    one, other = made("a", 0.9, 0, 900), made("b", 0.9, 0, 800)
+    other.spec["training"] |= {"epochs": 3, "lr": 0.2}
+    with pytest.raises(
+        EspalierError, match=r"n, a, 0\.9 .* n, b, 0\.9 .*\(epochs was default and is 3\), so"
+    ):
+        compare([one, other])
+    other.spec["training"] = {"seed": 0, "lr": 0.2}  # a method may have a rate of its own
+    assert len(compare([one, other]).rows) == 2
+    one.spec["source"], other.spec["source"] = {"data": {"limit": 100}}, {"data": {"limit": 50}}
+    with pytest.raises(EspalierError, match="limit was 100 and is 50"):
+        compare([one, other])
+    other.spec["teacher"] = True
+    assert len(compare([one, other]).rows) == 2, "compared with those of its teacher alone"
+
+
+def test_what_is_refused_is_named_by_its_folder(tmp_path: Path):
+    for name, seed in (("one", 0), ("two", 1)):
+        outcome = made("a", 0.9, seed, 900)
+        outcome.spec["training"]["lr"] = seed
+        (tmp_path / name).mkdir()
+        outcome.save(tmp_path / name / "result.json")
+    with pytest.raises(EspalierError, match=r"or remove \S+/one or \S+/two$"):
+        compare([Outcome.load(tmp_path / name / "result.json") for name in ("one", "two")])
+
+
 def test_a_run_counts_once():
     found = compare([made("a", 0.9, 0, 900), made("a", 0.9, 0, 100)])
     assert found.rows[0].accuracy is not None and found.rows[0].accuracy.n == 1
@@ -467,12 +540,18 @@ def test_a_run_counts_once():
 # --- tuning
 
 
+def tuned(asked: Cell, tuning: Tuning, folder: Path) -> dict[str, Any]:
+    found = tune(asked, tuning, folder)
+    assert found is not None
+    return found
+
+
 def test_tuning_uses_validation_alone_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("optuna")
     tuning = Tuning(2, {"lr": Range(0.001, 0.1, log=True)})
     own = dataclasses.replace(GRADUAL, ranges={"method.end": Range(0.3, 0.9), "method.updates": Range(5, 9)})
     monkeypatch.setattr("espalier.compare.running._train", lambda *_: pytest.fail("the test split was read"))
-    found = tune(cell(own), tuning, tmp_path)
+    found = tuned(cell(own), tuning, tmp_path)
     assert set(found) == {"lr", "method.end", "method.updates"} and 0.001 <= found["lr"] <= 0.1
     assert isinstance(found["method.updates"], int) and 5 <= found["method.updates"] <= 9
     monkeypatch.setattr("espalier.compare.tuning._validation", lambda *_: pytest.fail("tuned twice"))
@@ -482,7 +561,7 @@ def test_tuning_uses_validation_alone_and_resumes(tmp_path: Path, monkeypatch: p
     assert moved.training.lr == found["lr"] and moved.contender.method == expected
     monkeypatch.setattr("espalier.compare.tuning._validation", lambda *_: 0.5)
     narrow = Tuning(1, {"lr": Range(0.2, 0.3)})
-    assert 0.2 <= tune(cell(GRADUAL), narrow, tmp_path)["lr"] <= 0.3, "other ranges are other trials"
+    assert 0.2 <= tuned(cell(GRADUAL), narrow, tmp_path)["lr"] <= 0.3, "other ranges are other trials"
     assert moved.digest != cell(GRADUAL).digest
 
 
@@ -508,7 +587,123 @@ def test_fields_inside_a_law_are_tuned():
         check_space(GRADUAL, TRAINING, {"nesterov": Range(0, 1)})
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size", "augment", "labels", "seed"])
+def sequence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tuning: Tuning, stop: int | None = None
+) -> list[float]:
+    """The rates that are tried, their accuracy by the way; a process that is killed at one of them."""
+    tried: list[float] = []
+
+    def validation(asked: Cell, *_: object) -> float:
+        if len(tried) == stop:
+            raise SystemExit  # nothing is written any more, as after a kill
+        tried.append(asked.training.lr)
+        return -abs(asked.training.lr - 0.03)
+
+    monkeypatch.setattr("espalier.compare.tuning._validation", validation)
+    with contextlib.suppress(SystemExit):
+        tune(cell(GRADUAL), tuning, folder)
+    return tried
+
+
+RATES = {"lr": Range(0.001, 0.1, log=True)}
+
+
+def test_tuning_that_was_killed_goes_on_with_the_trials_it_would_have_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("optuna")
+    tuning = Tuning(14, RATES)  # of which the first ten are drawn at random
+    whole = sequence(tmp_path / "whole", monkeypatch, tuning)
+    parts = [sequence(tmp_path / "parts", monkeypatch, tuning, stop) for stop in (3, 8, None)]
+    assert len(whole) == 14 and [rate for part in parts for rate in part] == whole
+
+
+def test_a_choice_is_among_the_trials_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("optuna")
+    tried = sequence(tmp_path, monkeypatch, Tuning(12, RATES))
+
+    def best(count: int) -> float:
+        return min(tried[:count], key=lambda rate: abs(rate - 0.03))
+
+    assert best(12) != best(2), "or this shows nothing"
+    for count in (2, 12, 1):
+        assert known(cell(GRADUAL), Tuning(count, RATES), tmp_path) == {"lr": best(count)}
+        assert tuned(cell(GRADUAL), Tuning(count, RATES), tmp_path) == {"lr": best(count)}
+    assert known(cell(GRADUAL), Tuning(13, RATES), tmp_path) is None
+    (found,) = tmp_path.glob("tuning/*/found.json")
+    found.write_text('{"lr": 0.5}\n')  # as it was written once, of who knows how many trials
+    assert known(cell(GRADUAL), Tuning(2, RATES), tmp_path) == {"lr": best(2)}
+
+
+def test_tuning_that_another_process_is_at_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("optuna")
+    sequence(tmp_path, monkeypatch, Tuning(1, RATES))
+    (place,) = (path.parent for path in tmp_path.glob("tuning/*/found.json"))
+    with (place / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert tune(cell(GRADUAL), Tuning(1, RATES), tmp_path, wait=False) is None
+
+
+def test_whatever_breaks_a_trial_is_the_recorded_reason_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("optuna")
+
+    def breaks(*_: object) -> float:
+        raise RuntimeError("CUDA error\nin many lines")
+
+    monkeypatch.setattr("espalier.compare.tuning._validation", breaks)
+    tuning = Tuning(1, RATES)
+    with pytest.raises(EspalierError, match=r"^RuntimeError: CUDA error \(see traceback\.txt in tuning/"):
+        tune(cell(GRADUAL), tuning, tmp_path)
+    assert "CUDA error" in str(untuned(cell(GRADUAL), tuning, tmp_path))
+    assert known(cell(GRADUAL), tuning, tmp_path) is None
+    assert len(sequence(tmp_path, monkeypatch, tuning)) == 1
+    assert untuned(cell(GRADUAL), tuning, tmp_path) is None
+
+
+def test_processes_that_start_at_once_make_one_database(tmp_path: Path):
+    pytest.importorskip("optuna")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from espalier.compare.trials import database\n"
+        "database(None, Path(sys.argv[1]))\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait() for process in both] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nothing://me:secret@host/db", r"trials cannot be kept in nothing://me:\*\*\*@host/db \("),
+        ("sqlite:////nowhere/at/all.db", "unable to open database file"),
+        ("no url", "Could not parse"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused_before_anything_is_trained(
+    url: str, said: str, tmp_path: Path
+):
+    pytest.importorskip("optuna")
+    with pytest.raises(EspalierError, match=said):
+        check_tuning([cell(GRADUAL)], Tuning(1, RATES, url), tmp_path)
+
+
+def test_a_run_that_stops_early_is_in_no_study():
+    early = dataclasses.replace(TRAINING, stop_below=0.1)
+    with pytest.raises(EspalierError, match="every method trains equally long: leave it out"):
+        dataclasses.replace(STUDY, training=early)
+    with pytest.raises(EspalierError, match="every method trains equally long"):
+        Contender("a", Gradual(), {"stop_below": 0.1})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("epochs", "batch_size", "augment", "labels", "seed"),
+        *("precision", "teacher_weight", "temperature"),
+    ],
+)
 def test_what_must_be_equal_is_neither_changed_nor_tuned(name: str):
     with pytest.raises(EspalierError, match=f"`{name}` must be equal for all methods"):
         Contender("a", Gradual(), {name: 1})

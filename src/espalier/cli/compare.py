@@ -67,7 +67,7 @@ def command(
     planned, tuning = gather(file, data_root)
     cells = list(planned.cells())
     if dry_run:
-        print(report.plan_text(cells, _reasons(cells)))
+        print(report.plan_text(cells, _reasons(cells, tuning)))
         return
     made(folder)
     if report_only:
@@ -82,26 +82,25 @@ def command(
     print(report.as_json(file.value, result) if as_json else report.as_text(file.value, result, folder))
 
 
-def _reasons(cells: "Sequence[Cell]") -> dict[str, str]:
+def _reasons(cells: "Sequence[Cell]", tuning: "Tuning | None") -> dict[str, str]:
     """Why cells cannot be run, by digest; seeds differ in nothing that matters here."""
-    from espalier.compare import check
+    from espalier.compare import check, untunable
 
     found: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str | None] = {}
     for cell in cells:
         key = (cell.network.name, cell.contender.label, cell.sparsity, cell.teacher)
         if key not in seen:
-            seen[key] = check(cell)
+            seen[key] = check(cell) or (untunable(cell, tuning) if tuning else None)
         if (reason := seen[key]) is not None:
             found[cell.digest] = reason
     return found
 
 
-def _refused(cells: "Sequence[Cell]") -> "dict[str, Outcome]":
-    """The failures of cells that cannot be run, by digest."""
+def _failures(cells: "Sequence[Cell]", reasons: Mapping[str, str]) -> "dict[str, Outcome]":
+    """The failures of cells, by digest, for which there is a reason."""
     from espalier.compare import Outcome
 
-    reasons = _reasons(cells)
     return {
         c.digest: Outcome(c.spec, c.seed, failure=reasons[c.digest]) for c in cells if c.digest in reasons
     }
@@ -118,17 +117,21 @@ def _run_all(
     bar: bool,
 ) -> "list[Outcome]":
     """Every cell that no other process is at; what cannot be run fails before anything is trained."""
+    from espalier.compare import check_tuning
     from espalier.report.progress import progress_bar
 
-    found = _refused(cells)
+    if tuning is not None:
+        check_tuning(cells, tuning, folder)
+    found = _failures(cells, _reasons(cells, tuning))
     todo = [cell for cell in cells if cell.digest not in found]
+    untuned: dict[str, str] = {}
     if engine == "ray":
         _on_ray(study, todo, folder, root, bar=bar)
     with progress_bar(bar) as shown:
         whole = shown.add_task("runs", total=len(todo))
         one = shown.add_task("", total=None)
         waiting = todo
-        for _ in range(2):  # what another process was at is looked for once more at the end
+        for last in (False, True):  # what another process was at is looked for once more at the end
             left = []
             for cell in waiting:
                 shown.update(one, description=str(cell), completed=0)
@@ -136,7 +139,7 @@ def _run_all(
                 def step(done: int, total: int, _: str) -> None:
                     shown.update(one, completed=done, total=total)
 
-                outcome = _outcome(cell, tuning, folder, step)
+                outcome = _outcome(cell, tuning, folder, untuned, step, wait=last)
                 if outcome is None:
                     left.append(cell)
                 else:
@@ -172,21 +175,50 @@ def run_one(study: str, digest: str, folder: str, root: str | None) -> None:
 
     planned, tuning = gather(YamlFile(Path(study), StudyRecipe), Path(root) if root else None)
     cell = next(cell for cell in planned.cells() if cell.digest == digest)
-    _outcome(cell, tuning, Path(folder))
+    _outcome(cell, tuning, Path(folder), {}, wait=True)
 
 
 def _outcome(
-    cell: "Cell", tuning: "Tuning | None", folder: Path, progress: "Progress | None" = None
+    cell: "Cell",
+    tuning: "Tuning | None",
+    folder: Path,
+    untuned: dict[str, str],
+    progress: "Progress | None" = None,
+    *,
+    wait: bool,
 ) -> "Outcome | None":
-    """Run a cell with what tuning found by seed 0 for every seed; failing to tune it is its failure, too."""
+    """Run a cell with what tuning found by seed 0 for every seed; failing to tune it is the failure of all of them.
+
+    Args:
+        cell: as it would be untuned.
+        tuning: how it is tuned, if it is.
+        folder: of the study.
+        untuned: why tuning failed, by the digest of what is tuned; added to, and not tried again for the next seed.
+        progress: called after every step.
+        wait: for another process that tunes it.
+
+    Returns:
+        The outcome, or None while another process is at it.
+    """
     from espalier.compare import Outcome, changed, run, tune
 
     if tuning is not None:
-        try:
-            cell = changed(cell, tune(_first(cell), tuning, folder, progress))
-        except EspalierError as error:
-            return Outcome(cell.spec, cell.seed, failure=f"not tuned: {error}")
+        first = _first(cell)
+        if first.digest not in untuned:
+            try:
+                values = tune(first, tuning, folder, progress, wait=wait)
+            except EspalierError as error:
+                untuned[first.digest] = str(error)
+        if first.digest in untuned:
+            return Outcome(cell.spec, cell.seed, failure=_not_tuned(untuned[first.digest]))
+        if values is None:
+            return None
+        cell = changed(cell, values)
     return run(cell, folder, progress)
+
+
+def _not_tuned(reason: str) -> str:
+    return f"not tuned: {reason}"
 
 
 def _first(cell: "Cell") -> "Cell":
@@ -201,18 +233,20 @@ def _name_of(spec: "Mapping[str, Any]", seed: int) -> tuple[Any, ...]:
 
 def _there(folder: Path, cells: "Sequence[Cell]", tuning: "Tuning | None") -> "list[Outcome]":
     """What lies in the folder for these runs, as they are specified now, and why others cannot be done."""
-    from espalier.compare import changed, known
+    from espalier.compare import changed, known, untuned
     from espalier.train.state import digest_of
 
-    asked = set()
+    asked, reasons = set(), {}
     for cell in cells:
         values = {} if tuning is None else known(_first(cell), tuning, folder)
         if values is not None:
             asked.add(changed(cell, values).digest)
+        elif tuning is not None and (reason := untuned(_first(cell), tuning, folder)) is not None:
+            reasons[cell.digest] = _not_tuned(reason)
     found = [outcome for outcome in _outcomes([folder]) if digest_of(outcome.spec) in asked]
     there = {_name_of(outcome.spec, outcome.seed) for outcome in found}
     left = [cell for cell in cells if _name_of(cell.spec, cell.seed) not in there]
-    return [*found, *_refused(left).values()]
+    return [*found, *_failures(left, {**reasons, **_reasons(left, tuning)}).values()]
 
 
 def _outcomes(folders: Sequence[Path]) -> "list[Outcome]":

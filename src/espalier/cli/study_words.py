@@ -20,6 +20,7 @@ SMALLER = "smaller-dense"
 def gather(file: "YamlFile[StudyRecipe]", root: Path | None) -> "tuple[Study, Tuning | None]":
     """The study that a file describes, its words replaced by networks, data and methods."""
     from espalier.compare import Study
+    from espalier.compare.cell import STOPS
 
     asked = file.value
     networks = tuple(_network(file, i, root) for i in range(len(asked.networks)))
@@ -47,7 +48,16 @@ def gather(file: "YamlFile[StudyRecipe]", root: Path | None) -> "tuple[Study, Tu
                 f"{file.at('networks', i)}: teachers includes true, and {network.name} starts from scratch: give it a "
                 "start, or leave the teacher out"
             )
+    if asked.training.stop_below is not None:
+        raise EspalierError(f"{file.at('training', 'stop_below')}: {STOPS}")
     tuning = _tuning(file, contenders)
+    if tuning is not None and any(tuning.space(contender) for contender in contenders):
+        for i, entry in enumerate(asked.networks):
+            if not entry.data.validation:
+                raise EspalierError(
+                    f"{file.at('networks', i, 'data')}: tuning chooses by the validation split, and validation: 0 "
+                    "leaves none: give it a share such as 0.1, or leave the tuning out"
+                )
     study = Study(
         asked.title,
         networks,
@@ -98,6 +108,7 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
     import copy
     from functools import cache
 
+    import torch
     from torch import nn
 
     from espalier.checkpoint import open_checkpoint
@@ -108,6 +119,12 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
     from espalier.train.state import tensors_digest
 
     entry = file.value.networks[index]
+    if ":" not in entry.model or entry.model.startswith("torchvision:"):  # others build whatever they like
+        try:
+            with torch.device("meta"):
+                names.network(entry.model, 10)
+        except EspalierError as error:
+            raise EspalierError(f"{file.at('networks', index, 'model')}: {error}") from None
 
     @cache
     def data() -> Dataset:

@@ -19,5 +19,8 @@ from espalier.compare.summary import compare as compare
 from espalier.compare.tuning import Tuning as Tuning
 from espalier.compare.tuning import changed as changed
 from espalier.compare.tuning import check_space as check_space
+from espalier.compare.tuning import check_tuning as check_tuning
 from espalier.compare.tuning import known as known
 from espalier.compare.tuning import tune as tune
+from espalier.compare.tuning import untunable as untunable
+from espalier.compare.tuning import untuned as untuned

@@ -14,8 +14,17 @@ from espalier.selection import Scope
 from espalier.train import Training
 from espalier.train.state import digest_of
 
-EQUAL = ("epochs", "batch_size", "augment", "labels", "seed")
-"""Fields of the training in which no method may differ from the others: the budget, the batches and who teaches."""
+EQUAL = (
+    *("epochs", "batch_size", "augment", "seed", "precision"),
+    *("labels", "teacher_weight", "temperature"),
+)
+"""Fields of the training in which no method may differ from the others: the budget, the batches, how exactly they are
+computed, and who teaches how."""
+
+STOPS = (
+    "`stop_below` ends some runs before others, and in a comparison every method trains equally long: leave it out "
+    "(`espalier train` has it)"
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,7 @@ class Contender:
             the method, "method.law.c" of its law.
 
     Raises:
-        EspalierError: a change of what must be equal for all.
+        EspalierError: a change of what must be equal for all, or an early stop.
     """
 
     label: str
@@ -163,6 +172,9 @@ class Study:
             fp32 here, so that runs of different machines are alike.
         teachers: False, True or both.
         scope: which parameters are pruned.
+
+    Raises:
+        EspalierError: the training stops early.
     """
 
     title: str
@@ -173,6 +185,10 @@ class Study:
     training: Training
     teachers: tuple[bool, ...] = (False,)
     scope: Scope = "weights"
+
+    def __post_init__(self) -> None:
+        if self.training.stop_below is not None:
+            raise EspalierError(STOPS)
 
     def cells(self) -> Iterator[Cell]:
         """The runs, untuned, one seed of everything first."""
@@ -193,6 +209,8 @@ class Study:
 def check_equal(fields: Iterable[str]) -> None:
     """Refuse what would make a comparison unequal."""
     for name in fields:
+        if name == "stop_below":
+            raise EspalierError(STOPS)
         if name in EQUAL:
             raise EspalierError(
                 f"`{name}` must be equal for all methods, or the comparison would not be: give it to the study's "

@@ -22,9 +22,8 @@ class Cost:
         sparse: forward and backward if every product with a zero weight were left out, with each tensor's density
             taken as linear between the ends of two epochs. No hardware here does that; methods that need dense
             gradients on some steps (RigL, AC/DC) need more than it says.
-        scoring: of the scores that read training data, beside the training: a forward and a backward pass for each
-            example they read, what some compute beyond that (products with the Hessian) left out; None where it was
-            not counted.
+        scoring: of what scores compute on training data, beside the training, counted as it ran, products with the
+            Hessian too; None where it was not counted.
     """
 
     forward: int
@@ -93,7 +92,7 @@ def cost(
         kept: entries that are not zero, by pruned weight, before the first epoch and after each.
         examples: trained on in an epoch.
         teacher: multiply-accumulates per example of the teacher; empty without one.
-        scored: examples that scores have read.
+        scored: floating-point operations of scores.
     """
     epochs = len(kept) - 1
     forward = 2 * sum(each.values()) * examples * epochs
@@ -103,4 +102,4 @@ def cost(
             density = (before[name] + after[name]) / (2 * sizes[name]) if name in sizes else 1.0
             sparse += 3 * 2 * macs * density * examples
     taught = 2 * sum(teacher.values()) * examples * epochs
-    return Cost(forward, 2 * forward, taught, round(sparse), 3 * 2 * sum(each.values()) * scored)
+    return Cost(forward, 2 * forward, taught, round(sparse), scored)

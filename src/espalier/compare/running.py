@@ -25,7 +25,7 @@ from espalier.compare.cost import Cost, cost, multiplications
 from espalier.methods import Plan
 from espalier.pruned_training import TrainedNetwork, train_pruned
 from espalier.selection import select
-from espalier.train.loop import Progress
+from espalier.train.loop import Progress, _check_sparser
 
 RESULT = "result.json"
 
@@ -49,6 +49,7 @@ class Outcome:
         cost: floating-point operations.
         seconds: of training, wall clock.
         epochs: records of the log.
+        place: the folder it was read from.
         correct: which test examples are right, for paired comparisons.
     """
 
@@ -66,6 +67,7 @@ class Outcome:
     cost: Cost | None = None
     seconds: float = 0.0
     epochs: tuple[dict[str, Any], ...] = field(default=(), repr=False)
+    place: Path | None = field(default=None, repr=False, compare=False)
     correct: Tensor = field(
         default_factory=lambda: torch.zeros(0, dtype=torch.bool), repr=False, compare=False
     )
@@ -79,6 +81,7 @@ class Outcome:
     def save(self, path: Path) -> None:
         """Write as JSON; the examples that are right as packed bits."""
         values = asdict(replace(self, correct=torch.zeros(0)))
+        del values["place"]
         bits = np.packbits(self.correct.numpy())
         values["correct"] = {"n": len(self.correct), "bits": base64.b64encode(bits.tobytes()).decode()}
         with atomic(path) as temporary:
@@ -98,7 +101,7 @@ class Outcome:
             found = {**values, "correct": torch.from_numpy(bits), "interval": tuple(values["interval"])}
             found["epochs"] = tuple(found["epochs"])
             found["cost"] = None if found["cost"] is None else Cost(**found["cost"])
-            return Outcome(**found)
+            return Outcome(**found, place=path.parent)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EspalierError(
                 f"{path} is not the result of a run ({error}): remove it to run it again"
@@ -222,8 +225,10 @@ def _plan_check(cell: Cell, model: nn.Module) -> None:
         )
     if not cell.contender.smaller:
         names = select(open_checkpoint(model), cell.scope).names
-        steps = 100 * max(1, cell.training.epochs)  # any number: nothing is trained
-        cell.contender.method.check(model, Plan(cell.sparsity, names, steps, cell.training))
+        steps = cell.training.epochs * cell.network.data().train.steps(cell.training.batch_size)
+        plan = Plan(cell.sparsity, names, steps, cell.training)
+        cell.contender.method.check(model, plan)
+        _check_sparser(cell.contender.method.rule(model, plan))
 
 
 def _check_count(cell: Cell, result: TrainedNetwork) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from espalier._errors import EspalierError
+from espalier.compare.cell import EQUAL
 from espalier.compare.running import Outcome
 from espalier.compare.statistics import (
     Crossing,
@@ -16,7 +17,7 @@ from espalier.compare.statistics import (
     difference,
     estimate,
 )
-from espalier.train.state import differences
+from espalier.train.state import differences, digest_of
 
 
 class Key(NamedTuple):
@@ -49,9 +50,10 @@ class Row:
         sparse_flops: mean of what it would compute without products with zero.
         failures: reasons of the failed runs.
         emptied: tensors that a run has pruned completely (layer collapse), "seed 0: linear.weight".
-        best: the highest mean at this sparsity, of the methods with two seeds or more where there are any.
-        tied: the best, or not surely worse than it; None where that cannot be said: with fewer than two seeds in
-            common with the best.
+        best: the highest mean at this sparsity of the methods without failed runs, of those with two seeds or more
+            where there are any.
+        tied: the best, or not surely worse than it; None where that cannot be said: with failed runs, whose accuracy
+            is in no mean, or with fewer than two seeds in common with the best.
         behind: the best minus this one, where both have seeds in common; None for the best and the dense control.
     """
 
@@ -119,9 +121,11 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
     Failed runs are in no mean and are listed. A run with the specification of another is counted once.
 
     Raises:
-        EspalierError: two runs with one name differ in more than their seed.
+        EspalierError: two runs with one name differ in more than their seed, or two of one network in what must be
+            equal for all methods.
     """
     groups: Groups = {}
+    alike: dict[tuple[str, bool], Outcome] = {}
     for outcome in outcomes:
         spec = outcome.spec
         key = Key(spec["network"], spec["teacher"], spec["label"], spec["sparsity"])
@@ -130,7 +134,13 @@ def compare(outcomes: Iterable[Outcome], missing: int = 0) -> Comparison:
         if other := differences(_seedless(known.spec), _seedless(spec)):
             raise EspalierError(
                 f"two runs are called {key.network}, {key.label} at {key.sparsity}, but differ ({'; '.join(other)}): "
-                "give one of their studies another label or name, or remove the runs of one"
+                f"give one of their studies another label or name, or remove {_where(known)} or {_where(outcome)}"
+            )
+        first = alike.setdefault((key.network, key.teacher), outcome)
+        if other := differences(_conditions(first.spec), _conditions(spec)):
+            raise EspalierError(
+                f"{_called(first)} and {_called(outcome)} were run at unequal conditions ({'; '.join(other)}), so they "
+                "cannot be compared: give the network another name in one of their studies, or leave one study out"
             )
         runs.setdefault(outcome.seed, outcome)
     rows = [_row(key, list(runs.values())) for key, runs in groups.items()]
@@ -143,6 +153,24 @@ def _seedless(spec: dict[str, Any]) -> dict[str, Any]:
     """What all seeds of a method share, as it is read back from a file."""
     shared = {**spec, "training": {k: v for k, v in spec["training"].items() if k != "seed"}}
     return dict(json.loads(json.dumps(shared)))
+
+
+def _conditions(spec: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a network share, whatever the method."""
+    training = {name: spec["training"].get(name, "default") for name in EQUAL if name != "seed"}
+    found = {"source": spec.get("source"), "scope": spec.get("scope"), **training}
+    return dict(json.loads(json.dumps(found)))
+
+
+def _where(outcome: Outcome) -> str:
+    """The folder of a run; its name, where it was not read from one."""
+    return str(outcome.place or digest_of(outcome.spec))
+
+
+def _called(outcome: Outcome) -> str:
+    spec = outcome.spec
+    asked = "dense" if spec["sparsity"] is None else spec["sparsity"]
+    return f"{spec['network']}, {spec['label']}, {asked} ({_where(outcome)})"
 
 
 def _mean(row: Row) -> float:
@@ -187,8 +215,12 @@ def _judged(row: Row, rows: Sequence[Row], groups: Groups) -> Row:
     rivals = [
         r
         for r in rows
-        if (r.network, r.teacher, r.sparsity) == (row.network, row.teacher, row.sparsity) and r.accuracy
+        if (r.network, r.teacher, r.sparsity) == (row.network, row.teacher, row.sparsity)
+        and r.accuracy
+        and not r.failures  # seeds that fail are often the poor ones: the mean of the others is no fair one
     ]
+    if not rivals:
+        return replace(row, tied=None)
     best = max(rivals, key=lambda r: (r.accuracy is not None and r.accuracy.n > 1, _mean(r)))
     if best is row:
         return replace(row, best=True, tied=True)
@@ -197,7 +229,8 @@ def _judged(row: Row, rows: Sequence[Row], groups: Groups) -> Row:
     if not seeds:
         return replace(row, tied=None)
     behind = difference([theirs[s].correct for s in seeds], [ours[s].correct for s in seeds])
-    return replace(row, tied=None if behind.seeds is None else not behind.better, behind=behind)
+    unsaid = behind.seeds is None or row.failures
+    return replace(row, tied=None if unsaid else not behind.better, behind=behind)
 
 
 def _curves(rows: Sequence[Row]) -> Iterable[Curve]:

@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from espalier._errors import EspalierError, near
+from espalier._errors import EspalierError, first_line, near
 from espalier.checkpoint import open_checkpoint
 from espalier.checkpoint.atomic import atomic, made
 from espalier.compare.cell import Cell, Contender, Range, check_equal
 from espalier.compare.running import locked, networks
+from espalier.compare.trials import FILE, chosen, database, search
 from espalier.methods import AbstractMethod
 from espalier.selection import select
 from espalier.train import Failed, Training, fit
@@ -21,6 +23,7 @@ from espalier.train.loop import Progress
 from espalier.train.state import digest_of
 
 FOUND = "found.json"
+"""What tuning has found for a cell: of how many trials, and their best values or why there are none."""
 
 
 @dataclass(frozen=True)
@@ -51,36 +54,58 @@ class Tuning:
         return {**self.common, **contender.ranges}
 
 
-def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = None) -> dict[str, Any]:
+def tune(
+    cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = None, *, wait: bool = True
+) -> dict[str, Any] | None:
     """The best of the trials for a cell, by accuracy on the validation split after the last epoch.
 
     Goes on where it stopped; other ranges are other trials. The test split is not read. A trial that diverges counts
-    as a trial.
+    as a trial. Why it failed is recorded, and it is tried again when it is asked for again.
 
     Args:
         cell: the run as it would be untuned; its seed is that of the trials, its result serves every seed.
         tuning: trials and ranges.
         folder: of the study.
         progress: called after every step.
+        wait: for another process that is at it.
 
     Returns:
-        Changes: dotted field -> value, for `changed`.
+        Changes: dotted field -> value, for `changed`; None while another process is at it, without `wait`.
 
     Raises:
-        EspalierError: optuna is not installed, or every trial failed.
+        EspalierError: every trial failed, or one broke, whatever the reason.
     """
     space = tuning.space(cell.contender)
     if not space:
         return {}
     check_space(cell.contender, cell.training, space)
-    try:
-        import optuna
-    except ImportError:
-        raise EspalierError("tuning needs optuna: pip install 'espalier[compare]'") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    name = _name(cell, space)
-    place = made(folder / "tuning" / name)
-    storage = tuning.storage or f"sqlite:///{folder / 'tuning' / 'trials.db'}"
+    place = made(_place(cell, space, folder))
+    with locked(place / "lock", wait=wait) as ours:
+        if not ours:
+            return None
+        if (found := _recorded(place, tuning.trials).get("values")) is not None:
+            return dict(found)
+        try:
+            best = _searched(cell, tuning, space, folder, progress)
+        except Exception as error:  # whatever it is, the study goes on and shows it
+            reason = str(error)
+            if not isinstance(error, EspalierError):
+                (place / "traceback.txt").write_text(traceback.format_exc())
+                reason = (
+                    f"{type(error).__name__}: {first_line(error)} (see traceback.txt in tuning/{place.name})"
+                )
+            _record(place, {"trials": tuning.trials, "failure": reason})
+            raise EspalierError(reason) from None
+        _record(place, {"trials": tuning.trials, "values": best})
+    return best
+
+
+def _searched(
+    cell: Cell, tuning: Tuning, space: Mapping[str, Range], folder: Path, progress: Progress | None
+) -> dict[str, Any]:
+    """The best values, after the trials that are missing."""
+    storage = database(tuning.storage, folder)
+    import optuna
 
     def trial(asked: Any) -> float:
         values = {
@@ -89,42 +114,87 @@ def tune(cell: Cell, tuning: Tuning, folder: Path, progress: Progress | None = N
             else asked.suggest_float(key, r.low, r.high, log=r.log)
             for key, r in space.items()
         }
-        try:
-            return _validation(changed(cell, values), place / f"trial-{asked.number}", progress)
+        tried = changed(cell, values)
+        try:  # in a folder of these values, from where they go on if they are tried again
+            return _validation(tried, _place(cell, space, folder) / tried.digest, progress)
         except Failed:
             raise optuna.TrialPruned from None
 
-    with locked(place / "lock", wait=True), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True
+        best = search(
+            storage, _name(cell, space), trial, tuning.trials, cell.seed, alone=tuning.storage is None
         )
-        counted = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-        ended = [t for t in study.trials if t.state in counted]
-        study.sampler = optuna.samplers.TPESampler(seed=cell.seed + len(ended))
-        if tuning.trials > len(ended):
-            study.optimize(trial, n_trials=tuning.trials - len(ended))
-        try:
-            best = dict(study.best_params)
-        except ValueError:
-            raise EspalierError(f"every tuning trial of {cell} diverged: narrow its ranges") from None
-        with atomic(place / FOUND) as temporary:
-            temporary.write_text(json.dumps(best) + "\n")
+    if best is None:
+        raise EspalierError(f"every tuning trial of {cell} diverged: narrow its ranges")
     return best
 
 
 def known(cell: Cell, tuning: Tuning, folder: Path) -> dict[str, Any] | None:
-    """What `tune` has found for a cell, without training; None where it has not been tuned in these ranges."""
+    """What `tune` has found for a cell, without training; None where it has not been tuned so.
+
+    Raises:
+        EspalierError: the trials have to be looked up, and their database cannot be read.
+    """
     space = tuning.space(cell.contender)
     if not space:
         return {}
-    path = folder / "tuning" / _name(cell, space) / FOUND
-    return dict(json.loads(path.read_text())) if path.exists() else None
+    place = _place(cell, space, folder)
+    if (found := _recorded(place, tuning.trials)) or not (place / FOUND).exists():
+        return found.get("values")
+    # It is of another number of trials, which may hold as many as are asked for now.
+    if tuning.storage is None and not (folder / "tuning" / FILE).exists():
+        return None
+    return chosen(database(tuning.storage, folder), _name(cell, space), tuning.trials)
+
+
+def untuned(cell: Cell, tuning: Tuning, folder: Path) -> str | None:
+    """Why the last try to tune a cell failed, if it did."""
+    found = _recorded(_place(cell, tuning.space(cell.contender), folder), tuning.trials)
+    return found.get("failure")
+
+
+def check_tuning(cells: Iterable[Cell], tuning: Tuning, folder: Path) -> None:
+    """Refuse a tuning that could record no trial, before anything is trained.
+
+    Raises:
+        EspalierError: optuna is not installed, or its database cannot be used.
+    """
+    if any(tuning.space(cell.contender) for cell in cells):
+        database(tuning.storage, folder)
+
+
+def untunable(cell: Cell, tuning: Tuning) -> str | None:
+    """Why a cell cannot be tuned, found without training; None if nothing speaks against it."""
+    if not tuning.space(cell.contender) or len(cell.network.data().validation):
+        return None
+    return (
+        f"{cell.network.name} has no validation split, which tuning chooses by: give its data a larger `validation`, "
+        "or leave the tuning out"
+    )
 
 
 def _name(cell: Cell, space: Mapping[str, Range]) -> str:
     """Names the trials of a cell in these ranges."""
     return digest_of({"cell": cell.spec, "ranges": {key: asdict(value) for key, value in space.items()}})
+
+
+def _place(cell: Cell, space: Mapping[str, Range], folder: Path) -> Path:
+    return folder / "tuning" / _name(cell, space)
+
+
+def _record(place: Path, found: dict[str, Any]) -> None:
+    with atomic(place / FOUND) as temporary:
+        temporary.write_text(json.dumps(found) + "\n")
+
+
+def _recorded(place: Path, trials: int) -> dict[str, Any]:
+    """What is recorded for so many trials; empty where nothing is, or it does not say for how many."""
+    try:
+        found = json.loads((place / FOUND).read_text())
+    except (OSError, ValueError):
+        return {}
+    return dict(found) if isinstance(found, dict) and found.get("trials") == trials else {}
 
 
 def check_space(contender: Contender, training: Training, space: Mapping[str, Range]) -> None:

@@ -77,7 +77,7 @@ class _Once(MaskRule):
             raise EspalierError(
                 "directional pruning looks at the loss on training data, and there is none here"
             )
-        with torch.enable_grad():
+        with torch.enable_grad(), self.scoring():
             masks = prune_directional(
                 self.model,
                 list(self.batches(self.method.examples)),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from espalier._errors import EspalierError
 from espalier._types import Counts
@@ -135,6 +136,7 @@ class Rule:
         self.model, self.plan = model, plan
         # Training data for scores that need gradients; set by the run, before `begin` or `load_state_dict`.
         self.batches: Batches | None = None
+        self.scored = 0  # FLOPs of passes beside the training's
         parameters = named_parameters(model)
         self.parameters: dict[str, nn.Parameter] = {name: parameters[name] for name in plan.names}
 
@@ -158,6 +160,13 @@ class Rule:
     def sparsity(self) -> float:
         """Zeros / entries of the pruned parameters now."""
         return self.zeros / self.entries
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Count what runs inside as passes beside the training's."""
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.scored += counter.get_total_flops()
 
     # --- what is trained
 

@@ -71,6 +71,11 @@ class _Rounds(MaskRule):
         super().__init__(model, plan)
         self.method, self.target = method, plan.target
         self.count = method.rounds(self.target)
+        if 0 < plan.steps <= self.count:
+            raise EspalierError(
+                f"a sparsity of {self.target} takes {self.count} rounds with a training after each, and the run has "
+                f"{plan.steps} steps: give more epochs, or prune more at once than {method.prune:g}"
+            )
         # A later training lacks the steps before `to`. Rounds begin after so many steps:
         lengths = [1.0, *[1 - method.to] * self.count]
         ends = [sum(lengths[: i + 1]) / sum(lengths) for i in range(self.count)]

@@ -1,5 +1,6 @@
 """Rules that hold a mask: what one-shot, gradual and drop-and-grow methods share."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -58,7 +59,8 @@ class MaskRule(Rule):
         """What a score needs of the network as it is now; the weights, without one."""
         needs = frozenset({"weights"}) if score is None else score.needs
         sampling = getattr(score, "sampling", None)
-        found = gather(self.model, self.plan.names, needs, self.batches, sampling)
+        with self.scoring() if needs - {"weights"} else nullcontext():
+            found = gather(self.model, self.plan.names, needs, self.batches, sampling)
         return replace(found, seed=self.plan.training.seed)
 
     def finish(self) -> Masks:

@@ -31,11 +31,15 @@ HEADS = (
 CURVE_HEADS = ("method", "sparsities", "area under the curve", "1 point lost at")
 SIDES = {"at": "", "below": "< ", "above": "> "}
 """How a crossing outside what was measured is marked."""
-WORDS = {"sparse_flops": "training FLOPs without zeros", "bytes": "bytes of the sparse file"}
+WORDS = {
+    "sparse_flops": "training FLOPs if products with zeros were left out (scores not counted)",
+    "bytes": "bytes of the sparse file",
+}
 SCALE = "Scales are logarithmic in the distance from 100 %."
 CAPTIONS = {
     "sparsity": f"Accuracy over sparsity, with 95 % intervals over runs. {SCALE} Hollow: numbers of others, not rerun.",
-    "sparse_flops": f"Accuracy over what the training would compute without products with zero weights. {SCALE}",
+    "sparse_flops": "Accuracy over what the training would compute without products with zero weights, which no "
+    f"hardware here leaves out: the table's “if sparse”, not its “train FLOPs”, alike for most methods. {SCALE}",
     "bytes": f"Accuracy over the size of the sparse file. {SCALE}",
 }
 DOTS = f"The best on top, with 95 % intervals over runs; in brackets how many. {SCALE}"
@@ -43,9 +47,10 @@ LEGEND = (
     "{mark} marks the best mean at its sparsity and every method that is not surely worse: the paired 95 % intervals "
     "over seeds (Student's t of the differences by seed, shown) and over test examples both have to leave zero out. "
     "Each pair is judged by itself, so of many methods as good as the best some may be called worse by chance. With "
-    "one seed nothing is said of methods: what is shown then is two networks. McNemar's p-value is of the examples on "
-    "which they differ (of several seeds, the largest). FLOPs: what the training computed, + what scores that read "
-    "data computed besides; if sparse: the training without products with zero weights."
+    "one seed nothing is said of methods: what is shown then is two networks. Nor is anything said of a method with "
+    "failed runs, which are in no mean: what is left of it may be its luckier seeds. McNemar's p-value is of the "
+    "examples on which they differ (of several seeds, the largest). FLOPs: what the training computed, + what scores "
+    "that read data computed besides, counted as they ran; if sparse: the training without products with zero weights."
 )
 STAR = LEGEND.format(mark="*")
 BOLD = LEGEND.format(mark="Bold")
@@ -92,7 +97,8 @@ def page(study: "StudyRecipe", result: "Comparison") -> Page:
         drawn_up = Table(HEADS, [_row(row, "") for row in rows], frozenset(range(1, 10)), bold)
         sections.append(Section(title, table=drawn_up))
         for axis, caption in CAPTIONS.items():
-            sections.append(Section("", figure=svg(_over(rows, axis, study)), caption=caption))
+            if axis == "sparsity" or _placed(rows, axis):
+                sections.append(Section("", figure=svg(_over(rows, axis, study)), caption=caption))
         drawn = _marks(rows)
         for sparsity in dict.fromkeys(mark.sparsity for mark in drawn):
             marks = [mark for mark in drawn if mark.sparsity == sparsity]
@@ -130,10 +136,12 @@ def _groups(result: "Comparison") -> "list[tuple[str, list[Row]]]":
 
 def _row(row: "Row", mark: str) -> tuple[str, ...]:
     asked = "dense" if row.sparsity is None else percent(row.sparsity)
+    failed, n = len(row.failures), 0 if row.accuracy is None else row.accuracy.n
+    runs = f"{n} of {n + failed}, {failed} failed" if failed else str(n)
     if row.accuracy is None:
-        return (row.label, asked, "failed", "–", "0", *5 * ("–",))
+        return (row.label, asked, "failed", "–", runs, *5 * ("–",))
     interval = row.accuracy.interval
-    behind = "–" if row.tied is not None else "no common seed"
+    behind = "–" if row.tied is not None or failed else "no common seed"
     if row.behind is not None:
         ends = row.behind.seeds
         within = "one seed" if ends is None else f"{percent(ends[0], 2)} – {percent(ends[1], 2)}"
@@ -143,7 +151,7 @@ def _row(row: "Row", mark: str) -> tuple[str, ...]:
         asked,
         percent(row.accuracy.mean, 2),
         "–" if interval is None else f"{percent(interval[0])} – {percent(interval[1])}",
-        str(row.accuracy.n),
+        runs,
         behind,
         "–" if row.behind is None else f"{row.behind.p:.2g}",
         "–" if row.flops is None else f"{row.flops:.3g}" + (f" + {row.scoring:.3g}" if row.scoring else ""),
@@ -191,6 +199,12 @@ def _marks(rows: "Sequence[Row]") -> list[Mark]:
     ]
 
 
+def _placed(rows: "Sequence[Row]", axis: str) -> dict[tuple[str, float], float]:
+    """Where on a logarithmic axis methods stand at their sparsities; without those that have no place there."""
+    found = {(row.label, row.sparsity): getattr(row, axis) for row in rows if row.sparsity is not None}
+    return {key: value for key, value in found.items() if value}  # nothing is trained in no epochs
+
+
 def _over(rows: "Sequence[Row]", axis: str, study: "StudyRecipe") -> "Figure":
     """Accuracy over sparsity, training FLOPs or file size."""
     marks = _marks(rows)
@@ -201,9 +215,8 @@ def _over(rows: "Sequence[Row]", axis: str, study: "StudyRecipe") -> "Figure":
     if axis == "sparsity":
         lines(axes, marks, dense, others=[(p.label, p.sparsity, p.accuracy) for p in study.published])
     else:
-        values = {(row.label, row.sparsity or 0.0): getattr(row, axis) for row in rows}
-        known = [mark for mark in marks if values[mark.label, mark.sparsity] is not None]
-        lines(axes, known, dense, values)
+        values = _placed(rows, axis)
+        lines(axes, [mark for mark in marks if (mark.label, mark.sparsity) in values], dense, values)
         axes.set(xscale="log", xlabel=WORDS[axis])
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -138,7 +138,8 @@ class History:
         spec: what was run: training, data, masks, optimizer, precision.
         digest: of the spec.
         resumed: how many epochs were read from the folder instead of trained.
-        scored: training examples that the scores of a method read beside the training.
+        scored: FLOPs of the passes that the scores of a method took beside the training, counted as they ran (two a
+            multiply-accumulate of matrices and convolutions).
     """
 
     epochs: tuple[Epoch, ...]

@@ -171,7 +171,7 @@ class _Run:
         self.scheduler = scheduler(training, self.optimizer, self.steps_per_epoch, self.rule.position)
         self.gauge = Gauge(model, self.held_out, self.names, parent, masks)
         self.epochs: list[Epoch] = []
-        self.resumed = self.scored = 0
+        self.resumed = 0
 
     def _optimizer(self, given: Optimizer | OptimizerFactory | None) -> Optimizer:
         """The rule's own, the one given, or the one the training names; with the rule's own parameters."""
@@ -251,7 +251,6 @@ class _Run:
         for x, y in batches:
             if left <= 0:
                 return
-            self.scored += min(left, len(x))
             yield x[:left], y[:left]
             left -= len(x)
 
@@ -350,7 +349,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "scored": self.scored,
+            "scored": self.rule.scored,
         }
 
     def restore(self) -> bool:
@@ -371,7 +370,7 @@ class _Run:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.scored = state.get("scored", 0)
+        self.rule.scored = state["scored"]
         self.epochs = [Epoch.from_record(record) for record in state["epochs"]]
         self.resumed = len(self.epochs) - 1
         with self.rule.effective():
@@ -398,7 +397,7 @@ class _Run:
         return f"the state after epoch {epoch - 1} is kept in {self.folder}"
 
     def history(self) -> History:
-        return History(tuple(self.epochs), self.spec, digest_of(self.spec), self.resumed, self.scored)
+        return History(tuple(self.epochs), self.spec, digest_of(self.spec), self.resumed, self.rule.scored)
 
 
 def _check(
