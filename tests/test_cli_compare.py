@@ -1,13 +1,14 @@
 """`espalier compare` as a person meets it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from espalier.checkpoint import save_checkpoint
 from espalier.cli.study_words import gather
-from espalier.compare import Cell
+from espalier.compare import Cell, on_devices
 from espalier.methods import Gradual
 from espalier.models import DigitsCNN
 from espalier.recipe import YamlFile
@@ -245,6 +246,29 @@ def test_no_epochs_are_drawn_without_what_they_cost(run: Run, study: Path, tmp_p
     code, _, _ = run("compare", "study.yaml", "-o", "out")
     page = (tmp_path / "out" / "report.html").read_text()
     assert code == 0 and page.count("<svg") == 3 and "over what the training would compute" not in page
+
+
+def test_a_process_for_each_device(run: Run, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    study.write_text(STUDY.replace("[0.8, 0.9]", "[0.9]"))
+    monkeypatch.setattr(on_devices, "devices", lambda: ["3", "5"])
+    code, out, _ = run("compare", "study.yaml", "-o", "out", "--json")
+    assert code == 0 and not json.loads(out)["missing"] and len(json.loads(out)["rows"]) == 3
+    write = [(f"echo $CUDA_VISIBLE_DEVICES > {tmp_path}/seen-{i}",) for i in range(6)]
+    on_devices.spread(os.system, write, ["3", "5"])
+    seen = [path.read_text().strip() for path in tmp_path.glob("seen-*")]
+    assert len(seen) == 6 and set(seen) <= {"3", "5"}
+
+
+@pytest.mark.parametrize(
+    ("named", "count", "expected"),
+    [("", 0, []), ("", 2, ["0", "1"]), ("2,7", 2, ["2", "7"]), ("2,-1", 1, ["2"])],
+)
+def test_devices_are_those_one_may_use(
+    named: str, count: int, expected: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert on_devices.devices() == expected
 
 
 @pytest.mark.filterwarnings("ignore")  # ray's own

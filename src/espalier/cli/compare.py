@@ -125,8 +125,7 @@ def _run_all(
     found = _failures(cells, _reasons(cells, tuning))
     todo = [cell for cell in cells if cell.digest not in found]
     untuned: dict[str, str] = {}
-    if engine == "ray":
-        _on_ray(study, todo, folder, root, bar=bar)
+    _elsewhere(study, todo, folder, root, engine, bar=bar)
     with progress_bar(bar) as shown:
         whole = shown.add_task("runs", total=len(todo))
         one = shown.add_task("", total=None)
@@ -151,25 +150,36 @@ def _run_all(
     return [found[cell.digest] for cell in cells if cell.digest in found]
 
 
-def _on_ray(study: Path, cells: "Sequence[Cell]", folder: Path, root: Path | None, *, bar: bool) -> None:
-    """Let the cluster do the runs; their outcomes lie in the folder afterwards."""
-    import torch
-
-    from espalier.compare.on_ray import spread
+def _elsewhere(
+    study: Path, cells: "Sequence[Cell]", folder: Path, root: Path | None, engine: str, *, bar: bool
+) -> None:
+    """Let a cluster, or a process for each of several GPUs, do the runs; their outcomes lie in the folder then."""
+    from espalier.compare import on_devices, on_ray
     from espalier.report.progress import progress_bar
 
+    gpus = on_devices.devices()
+    if engine != "ray" and len(gpus) < 2:
+        return
     arguments = [
         (str(study.absolute()), c.digest, str(folder.absolute()), root and str(root.absolute()))
         for c in cells
     ]
     with progress_bar(bar) as shown:
-        task = shown.add_task("runs on ray", total=len(arguments))
-        gpus = 1 if torch.cuda.is_available() else 0
-        spread(run_one, arguments, gpus=gpus, done=lambda count: shown.update(task, completed=count))
+        task = shown.add_task(
+            "runs on ray" if engine == "ray" else f"runs on {len(gpus)} GPUs", total=len(arguments)
+        )
+
+        def done(count: int) -> None:
+            shown.update(task, completed=count)
+
+        if engine == "ray":
+            on_ray.spread(run_one, arguments, gpus=min(1, len(gpus)), done=done)
+        else:
+            on_devices.spread(run_one, arguments, gpus, done=done)
 
 
 def run_one(study: str, digest: str, folder: str, root: str | None) -> None:
-    """One run of a study, by its digest before tuning: what a worker of a cluster does."""
+    """One run of a study, by its digest before tuning: what a worker does."""
     from espalier.recipe import YamlFile
     from espalier.study import StudyRecipe
 
