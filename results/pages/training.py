@@ -14,7 +14,8 @@ from results.pages import compared
 from results.pages._shared import BARK, GREY, HERE, LEAF, SKY, Chapter, Table, load, markdown, percent, spread
 
 METHODS = (
-    *("target gRDA", "target gRDA to 0.9", "target gRDA rescaled", "paper gRDA"),
+    *("target gRDA with a steep ramp to 0.9", "target gRDA", "target gRDA to 0.9", "target gRDA rescaled"),
+    "paper gRDA",
     *("gradual magnitude", "one-shot magnitude", "ST-3"),
 )
 ENDS = {"end 0.5": BARK, "end 0.7": SKY, "end 0.9": LEAF, "end 1": GREY}
