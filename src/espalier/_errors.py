@@ -13,6 +13,10 @@ class EspalierError(ValueError):
     """
 
 
+class Failed(EspalierError):
+    """A run that will not go on: it is marked failed in its folder."""
+
+
 class CheckpointError(EspalierError):
     """A file or folder cannot be read as a checkpoint, or cannot be written."""
 

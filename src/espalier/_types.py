@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
+import numpy as np
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -21,6 +22,11 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value counts something: a whole number, NumPy's included, but no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def plain(value: Any) -> Any:
+    """Python's own number or bool for NumPy's, which `torch.load(weights_only=True)` refuses; others as they are."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class LazyTensors(Mapping[str, Tensor]):

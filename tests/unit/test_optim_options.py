@@ -1,6 +1,7 @@
 """Each mistake has its own message."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,9 +122,15 @@ def test_numbers_of_laws_are_plain_and_equal() -> None:
     assert type(law.c) is float
     w = Parameter(torch.ones(2, 2))
     target = TargetSparsity(np.float32(0.5), np.int64(10))  # type: ignore[arg-type]
-    optimizer = DualAveraging([w], np.float32(0.125), law=target, momentum=np.float64(0.9))  # type: ignore[arg-type]
+    given: Any = {"lr": np.float32(0.125), "momentum": np.float64(0.9), "nesterov": np.bool_(True)}
+    optimizer = DualAveraging([w], law=target, **given)
     optimizer.add_param_group(
-        {"params": [Parameter(torch.ones(2, 2))], "betas": (np.float64(0.9), 0.99), "momentum": 0}
+        {
+            "params": [Parameter(torch.ones(2, 2))],
+            "betas": (np.float64(0.9), 0.99),
+            "momentum": 0,
+            "nesterov": False,
+        }
     )
     w.grad = torch.ones(2, 2)
     optimizer.step()

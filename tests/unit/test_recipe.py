@@ -39,7 +39,9 @@ def test_packaged_recipes_name_what_exists(name: str):
 
 
 def test_every_task_has_the_papers_recipe_and_a_modern_one():
-    schedules = {f"resnet50-imagenet-paper-{schedule}" for schedule in ("constant", "steps")}  # the paper has three
+    schedules = {
+        f"resnet50-imagenet-paper-{schedule}" for schedule in ("constant", "steps")
+    }  # the paper has three
     tasks = {name.rpartition("-")[0] for name in set(packaged()) - schedules}
     expected = {f"{task}-{version}" for task in tasks for version in ("paper", "modern")}
     assert set(packaged()) == expected | schedules

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from espalier.masks import Masks
 from espalier.methods import Gradual
 from espalier.models import DigitsCNN
 from espalier.optim import DualAveraging, PowerLaw
+from espalier.scores import Saliency, Sampling
 from espalier.train import Diverged, Epoch, History, Training, distillation, fit, state
 from espalier.train.hardware import native_bf16, use_bf16, use_channels_last
 from espalier.train.optimizers import build, rate
@@ -397,7 +399,8 @@ def train_two(rank: int, folder: Path) -> None:
     model, history = plain(data)
     assert history.spec["processes"] == 2
     normed = net()
-    fit(normed, data, ONE)
+    method = Gradual(score=Saliency(Sampling(40, 20)))  # scored in the middle of an epoch
+    fit(normed, data, ONE, method=method, sparsity=0.5)
     tensors = model.state_dict() | {f"normed.{name}": tensor for name, tensor in normed.state_dict().items()}
     save_file(tensors, folder / f"{rank}.safetensors")
 
@@ -444,21 +447,70 @@ def test_mixed_precision_of_the_launcher_is_the_run_s_and_leaves_no_trace(
         fit(net(), data, replace(ONE, precision="fp32"))
 
 
-def test_a_given_optimizer_freezes_where_it_is_asked_to(data: Dataset):
+def test_a_forward_of_one_s_own_stays_under_mixed_precision(data: Dataset, started: pytest.MonkeyPatch):
+    started.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    model, calls = net(), []
+    old = model.forward
+
+    def own(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return old(x)  # type: ignore[no-any-return]
+
+    model.forward = own  # type: ignore[method-assign]
+    fit(model, data, ONE)
+    assert vars(model)["forward"] is own and "_original_forward" not in vars(model) and len(calls) > 4
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_given_optimizer_freezes_where_it_is_asked_to(data: Dataset, asked: bool):
+    """Asked for a report by the caller, too, it has churned no less."""
     made: list[DualAveraging] = []
+    churned: list[float] = []
 
-    def make(parameters: Sequence[nn.Parameter]) -> DualAveraging:
-        made.append(DualAveraging(parameters, 0.05, law=PowerLaw(0.01, 0.51), freeze_below=1.0))
-        return made[0]
+    def make(parameters: Sequence[nn.Parameter], level: float) -> DualAveraging:
+        made.append(DualAveraging(parameters, 0.05, law=PowerLaw(0.01, 0.51), freeze_below=level))
+        return made[-1]
 
-    fit(net(), data, replace(ONE, epochs=3), optimizer=make)
-    assert made[0].frozen
+    def look(epoch: Epoch, model: nn.Module) -> None:
+        if asked and epoch.epoch:
+            churned.append(made[-1].mask_report().churn)
+
+    for level in (1.0, 1e-9):
+        fit(net(), data, replace(ONE, epochs=3), optimizer=partial(make, level=level), on_epoch=look)
+        assert made[-1].frozen == (level == 1.0)
+    assert not asked or churned[4] > 0
 
 
-@pytest.mark.parametrize("field", ["momentum", "epochs", "lr"])
-def test_numbers_are_numbers(field: str):
-    with pytest.raises(EspalierError, match=f"training `{field}` must be a number, got 'a'"):
-        replace(ONE, **{field: "a"})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("momentum", "a", "a number"),
+        ("lr", "a", "a number"),
+        ("epochs", 2.5, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("augment", "yes", "True or False"),
+    ],
+)
+def test_fields_have_kinds(field: str, value: Any, kind: str):
+    with pytest.raises(EspalierError, match=f"training `{field}` must be {kind}, got {value!r}"):
+        replace(ONE, **{field: value})
+
+
+def test_an_error_on_the_way_is_no_failure_of_the_run(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Data that cannot be read once may be there the next time."""
+    training = replace(ONE, epochs=3)
+
+    def broken(self: Any, step: int) -> None:
+        if step == 10:
+            raise EspalierError("an image is gone")
+
+    with monkeypatch.context() as once:
+        once.setattr("espalier.methods._base.Rule.before_step", broken)
+        with pytest.raises(EspalierError, match="an image is gone"):
+            fit(net(), data, training, folder=tmp_path)
+    assert fit(net(), data, training, folder=tmp_path).resumed == 2
 
 
 # Failure

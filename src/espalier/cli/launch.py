@@ -2,11 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from espalier._errors import EspalierError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Command = Callable[..., None]
 
@@ -57,12 +62,23 @@ def _joined() -> Iterator[None]:
         if state.is_main_process:
             raise
         raise EspalierError(f"process {state.process_index}: {error}") from None
+    except typer.Exit:  # after its work: some runs failed
+        _part(state)
+        raise
     else:
-        # A process that ends just after its last collective may abort: gloo's threads outlive their group where it
-        # had a replica (torch 2.15), and one may still hold a tensor while the interpreter ends.
-        state.wait_for_everyone()
+        _part(state)
     finally:
         state.destroy_process_group()
+
+
+def _part(state: "PartialState") -> None:
+    """Wait for the others, where they are still there.
+
+    A process that ends just after its last collective may abort: gloo's threads outlive their group where it had a
+    replica (torch 2.15), and one may still hold a tensor while the interpreter ends.
+    """
+    with suppress(RuntimeError):  # another has failed, and says so
+        state.wait_for_everyone()
 
 
 @contextmanager

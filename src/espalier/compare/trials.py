@@ -25,7 +25,10 @@ def database(url: str | None, folder: Path) -> Any:
         try:
             if url is None:
                 return optuna.storages.RDBStorage(f"sqlite:///{place / FILE}", own)
-            return optuna.storages.RDBStorage(url)
+            try:
+                return optuna.storages.RDBStorage(url)
+            except Exception:  # another machine, which this lock does not hold, may just have made the tables
+                return optuna.storages.RDBStorage(url)
         except Exception as error:  # of SQLAlchemy, of a driver, or that there is none
             where = place / FILE if url is None else re.sub(r":[^:@/]*@", ":***@", url)
             raise EspalierError(
@@ -58,7 +61,7 @@ def search(
     for killed in study.get_trials(states=(state.RUNNING,)) if alone else ():
         study.tell(killed.number, state=state.FAIL)
         study.enqueue_trial(killed.params)
-    for _ in range(count - len(_ended(study))):
+    while len(_ended(study)) < count:  # trials of other machines count
         # Those of other machines count, so that no two try the same.
         begun = len(study.get_trials(states=(state.COMPLETE, state.PRUNED, state.RUNNING)))
         study.sampler = optuna.samplers.TPESampler(seed=seed + begun)

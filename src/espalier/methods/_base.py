@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
 
 from espalier._errors import EspalierError
 from espalier._types import Counts
 from espalier.allocate import LAMP, AbstractAllocation
+from espalier.flops import FlopCounter
 from espalier.masks import Masks, named_parameters
+from espalier.processes import align
 from espalier.pruning import kept_entries
 from espalier.scores import Evidence, Magnitude, ranked
 
@@ -163,10 +164,11 @@ class Rule:
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Count what runs inside as passes beside the training's."""
-        with FlopCounterMode(display=False) as counter:
+        """Count what runs inside as passes beside the training's, on the same network in every process."""
+        align(self.model.buffers())  # batch statistics are of each process's own examples
+        with FlopCounter() as counter:
             yield
-        self.scored += counter.get_total_flops()
+        self.scored += counter.total
 
     # --- what is trained
 

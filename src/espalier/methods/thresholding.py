@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from espalier._errors import EspalierError
+from espalier._errors import EspalierError, Failed
 from espalier.allocate import AbstractAllocation
 from espalier.masks import Masks, named_parameters
 from espalier.methods._base import AbstractMethod, Plan, Rule, counts_by_magnitude
@@ -181,7 +181,7 @@ class _Thresholded(Rule):
         group = self._optimizer.param_groups[0]
         zeros, most = self.zeros, self.entries - self.kept
         if not group["law"].dual and zeros > most:  # nothing remembers which of them matter least
-            raise EspalierError(
+            raise Failed(
                 f"{group['law']} left {zeros} of {self.entries} entries zero at step {step}, more than the {most} "
                 "asked for, and without latents none can be chosen to come back: lower the penalty"
             )

@@ -14,7 +14,7 @@ from espalier.optim._groups import BUFFERS, Group, named, prunes, ridge, thresho
 from espalier.optim._members import Member
 from espalier.optim._sharding import local, sum_rows
 from espalier.optim.laws import AbstractPathLaw, Law, TargetSparsity
-from espalier.optim.options import check_gradient, check_group, check_parameter, plain
+from espalier.optim.options import check_gradient, check_group, check_parameter, plain_options
 from espalier.optim.report import MaskReport, TensorMask
 from espalier.optim.stopping import Settled
 
@@ -152,7 +152,7 @@ class DualAveraging(Optimizer):
             "compiled": compiled,
         }
         clock = {"steps": 0, "time": 0.0, "threshold": 0.0, "calm": 0, "frozen": False}
-        super().__init__(params, {**plain(options), **clock})
+        super().__init__(params, {**plain_options(options), **clock})
 
     def add_param_group(self, param_group: Group) -> None:
         """Add parameters with their own options and, starting now, their own clock.
@@ -163,7 +163,7 @@ class DualAveraging(Optimizer):
         Raises:
             EspalierError: an option is out of range, or a parameter is complex or integer.
         """
-        param_group = plain(param_group)
+        param_group = plain_options(param_group)
         check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -317,10 +317,13 @@ class DualAveraging(Optimizer):
                 state.pop(key, None)
         for group in self.param_groups:
             group.update(steps=0, time=0.0, threshold=0.0, calm=0)
+        self.__dict__.pop("_reported", None)
 
     @torch.no_grad()
     def mask_report(self) -> MaskReport:
-        """Count zeros, and what changed since the last call; once per epoch is the intended use.
+        """Count zeros, and what changed since the last report; once per epoch is the intended use.
+
+        Asked again without a step in between, it gives the same report.
 
         Waits for the device once, and keeps one bool per thresholded entry from the first call on. Freezes
         groups whose `freeze_below` is reached; the first report never does.
@@ -331,6 +334,9 @@ class DualAveraging(Optimizer):
         members = [member for group in self.param_groups for member in self._members(group)]
         if not members:
             return MaskReport({}, first=False, frozen=self.frozen)
+        last: tuple[Any, MaskReport] | None = self.__dict__.get("_reported")
+        if last is not None and last[0] == self._moment():
+            return last[1]
         first = any("seen" not in member.state for member in members)
         counts = sum_rows(
             torch.stack([_members.changes(member) for member in members]), _members.owners(members)
@@ -338,7 +344,13 @@ class DualAveraging(Optimizer):
         tensors = {m.name: TensorMask(m.entries, *row) for m, row in zip(members, counts, strict=True)}
         if not first:
             self._freeze_settled(tensors)
-        return MaskReport(tensors, first=first, frozen=self.frozen)
+        report = MaskReport(tensors, first=first, frozen=self.frozen)
+        self.__dict__["_reported"] = (self._moment(), report)
+        return report
+
+    def _moment(self) -> list[tuple[Any, ...]]:
+        """What tells whether a report is still that of now."""
+        return [(group["steps"], group["frozen"], len(group["params"])) for group in self.param_groups]
 
     def _freeze_settled(self, tensors: dict[str, TensorMask]) -> None:
         """Freeze groups whose mask has settled."""
@@ -380,6 +392,7 @@ class DualAveraging(Optimizer):
             EspalierError: the state was saved under another law.
             ValueError: the groups differ (torch's message).
         """
+        self.__dict__.pop("_reported", None)
         handle = self.register_load_state_dict_pre_hook(_saving.remember)
         try:
             super().load_state_dict(state_dict)

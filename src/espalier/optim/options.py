@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError
-from espalier._types import is_number
+from espalier._types import is_number, plain
 from espalier.optim.laws import Law, TargetSparsity
 from espalier.optim.stopping import Settled
 
@@ -46,15 +46,12 @@ def check_group(group: dict[str, Any]) -> None:
         raise EspalierError("`compiled` and `foreach` exclude each other; set one of them")
 
 
-def plain(options: Mapping[str, Any]) -> dict[str, Any]:
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with plain numbers for NumPy's: they enter the saved state, which loads with `weights_only=True`."""
-    return {key: _plain(value) for key, value in options.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list) and value and all(map(is_number, value)):
-        return type(value)(map(_plain, value))
-    return float(value) if is_number(value) and type(value) not in (int, float, bool) else value
+    found = {key: plain(value) for key, value in options.items()}
+    if isinstance(found.get("betas"), tuple | list):
+        found["betas"] = tuple(map(plain, found["betas"]))
+    return found
 
 
 def check_kept(min_kept: Any) -> None:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from espalier._errors import EspalierError
-from espalier._types import is_number
+from espalier._types import is_number, plain
 
 
 class AbstractSchedule(ABC):
@@ -36,6 +36,7 @@ class Polynomial(AbstractSchedule):
             raise EspalierError(
                 f"`power` of a schedule is {self.power!r}; it must be a positive number (cubic is 3)"
             )
+        object.__setattr__(self, "power", plain(self.power))
 
     def fraction(self, progress: float) -> float:
         """Give 1 - (1 - progress)^power."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from espalier._errors import EspalierError
-from espalier._types import is_number, is_whole
+from espalier._types import is_number, is_whole, plain
 from espalier.optim.report import MaskReport
 
 
@@ -47,6 +47,8 @@ class Settled:
             raise EspalierError(
                 f"`reports` of Settled is {self.reports!r}; it counts reports in a row, from 1"
             )
+        for name in ("churn", "regrown", "reports"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
     def calm(self, report: MaskReport) -> bool:
         """Whether this report alone is calm; one without zeros, or without a report before it, never is."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from espalier._errors import EspalierError
+from espalier._errors import Failed
 from espalier._types import Counts
 from espalier.evaluation import Evaluation, Interval
 from espalier.likeness import Similarity
@@ -157,10 +157,6 @@ class History:
     def last(self) -> Epoch:
         """The network as it is."""
         return self.epochs[-1]
-
-
-class Failed(EspalierError):
-    """A run that will not go on: it is marked failed in its folder."""
 
 
 class Diverged(Failed):

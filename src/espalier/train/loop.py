@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from espalier._errors import EspalierError
+from espalier._errors import EspalierError, Failed
 from espalier._forward import logits_of, modes
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Dataset, seeded
@@ -24,7 +24,7 @@ from espalier.processes import align
 from espalier.selection import select
 from espalier.train.distill import objective
 from espalier.train.hardware import use_bf16, use_channels_last
-from espalier.train.history import Diverged, Epoch, Failed, History, settled
+from espalier.train.history import Diverged, Epoch, History, settled
 from espalier.train.measure import Gauge
 from espalier.train.optimizers import OptimizerFactory, build, scheduler
 from espalier.train.state import (
@@ -96,7 +96,7 @@ def fit(
         EspalierError: no training data, no labels and no teacher, parent is the model, masks and a method, a
             method that cannot do what is asked for, a folder of another run (names what differs), or a folder
             that cannot be written.
-        Failed: the method could not go on after steps were taken (a penalty left more zeros than asked for).
+        Failed: the method cannot go on (a penalty left more zeros than asked for).
         Diverged: the loss is not finite any more. The last good state is in the folder after both (and in the
             model, if it has one).
     """
@@ -207,12 +207,13 @@ class _Run:
                 stack.callback(self.model.to, memory_format=torch.contiguous_format)
                 self.model.to(memory_format=torch.channels_last)
             # After the change of layout, which the gradient buckets of several processes are laid out by.
-            own = "forward" in vars(self.model)
+            patched = ("forward", "_original_forward")
+            own = {name: vars(self.model)[name] for name in patched if name in vars(self.model)}
             self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
-            # Mixed precision is for the training steps: here, and not for good in the caller's network.
-            self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-            if not own:
-                vars(self.model).pop("forward", None)
+            # Mixed precision is for the training steps, and not for good in the caller's network.
+            for name in patched:
+                vars(self.model).pop(name, None)
+            vars(self.model).update(own)
             stack.callback(self.rule.close)
             yield
 
@@ -276,8 +277,8 @@ class _Run:
                 # A method that looks at the weights may see before us that the run has diverged.
                 if not _finite(self.model):
                     self.diverged(epoch, step)
-                if done == 1:
-                    raise  # refused, not failed: nothing has happened yet
+                if not isinstance(error, Failed):
+                    raise
                 kept = self.fail(epoch, str(error))
                 raise Failed(f"training stopped at epoch {epoch}, step {step}: {error}; {kept}") from None
             total += loss.detach().double() * len(x)
@@ -311,6 +312,7 @@ class _Run:
         penalty = self.rule.penalty()
         self.stepper.zero_grad()
         self.accelerator.backward(loss if penalty is None else loss + penalty)
+        self.accelerator.unscale_gradients(self.stepper)  # of fp16
         self.rule.before_step(number)
         self.stepper.step()
         self.rule.after_step(number)
@@ -349,7 +351,7 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "scored": self.rule.scored,
+            "scored_flops": self.rule.scored,
         }
 
     def restore(self) -> bool:
@@ -370,7 +372,7 @@ class _Run:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.rule.scored = state["scored"]
+        self.rule.scored = state.get("scored_flops", 0)
         self.epochs = [Epoch.from_record(record) for record in state["epochs"]]
         self.resumed = len(self.epochs) - 1
         with self.rule.effective():

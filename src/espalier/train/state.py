@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from espalier._errors import EspalierError, first_line
+from espalier._errors import EspalierError, Failed, first_line
 from espalier.checkpoint.atomic import atomic, made, save_torch
-from espalier.train.history import Epoch, Failed
+from espalier.train.history import Epoch
 
 STATE, LOG, FAILED = "state.pt", "log.jsonl", "failed.json"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
 from espalier._errors import EspalierError, near
-from espalier._types import is_number
+from espalier._types import is_number, is_whole
 
 Schedule = Literal["constant", "cosine", "step", "garipov"]
 OptimizerName = Literal["sgd", "adam", "adamw"]
@@ -70,7 +70,11 @@ class Training:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(f.default, int | float) and not is_number(value):
+            if isinstance(f.default, bool) and type(value) is not bool:
+                raise EspalierError(f"training `{f.name}` must be True or False, got {value!r}")
+            if type(f.default) is int and not is_whole(value):
+                raise EspalierError(f"training `{f.name}` must be a whole number, got {value!r}")
+            if type(f.default) is float and not is_number(value):
                 raise EspalierError(f"training `{f.name}` must be a number, got {value!r}")
         for name, ok, need in (
             ("epochs", self.epochs >= 0, "0 or more"),
