@@ -14,7 +14,7 @@ SOURCE = Path(espalier.__file__).parent
 
 # From the bottom up; a module may import from its own layer and from those before it.
 LAYERS = [
-    {"_types", "_errors", "_quiet"},
+    {"_types", "_errors", "_quiet", "flops"},
     {"checkpoint", "processes"},
     {"selection"},
     {"scores"},
