@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from espalier._errors import plural
 from espalier.checkpoint.atomic import atomic, made
 from espalier.report.finetune import decisions, search_section
 from espalier.report.page import Card, Page, Section, Table, new_figure, svg, write_page
@@ -99,9 +100,10 @@ def page(recipe: "Recipe", runs: Sequence[Run], budget: "Budget | None" = None) 
     mean = _mean(runs)
     cards = []
     if mean["accuracy"] is not None:
-        spread = "" if mean["sd"] is None else f"± {percent(mean['sd'], 2)} "
+        runs_of = plural(mean["n"], "run")
+        spread = runs_of if mean["sd"] is None else f"± {percent(mean['sd'], 2)} over {runs_of}"
         cards = [
-            Card("test accuracy", percent(mean["accuracy"], 2), f"{spread}n = {mean['n']} runs"),
+            Card("test accuracy", percent(mean["accuracy"], 2), spread),
             Card("sparsity", percent(mean["sparsity"], 2), "zeros / pruned parameters' entries"),
         ]
     sections = [
