@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from espalier import EspalierError
 from espalier.checkpoint import save_checkpoint
 from espalier.cli.study_words import gather
 from espalier.compare import Cell, on_devices
@@ -257,6 +258,17 @@ def test_a_process_for_each_device(run: Run, study: Path, tmp_path: Path, monkey
     on_devices.spread(os.system, write, ["3", "5"])
     seen = [path.read_text().strip() for path in tmp_path.glob("seen-*")]
     assert len(seen) == 6 and set(seen) <= {"3", "5"}
+
+
+def test_a_killed_worker_is_said() -> None:
+    with pytest.raises(EspalierError, match="a process was killed in the middle of a run"):
+        on_devices.spread(os._exit, [(9,)], ["3", "5"])
+
+
+def test_a_network_that_looks_at_its_weights_is_built_later(run: Run, study: Path) -> None:
+    study.write_text(STUDY.replace("digits_cnn", "'torchvision:regnet_y_400mf'"))
+    code, out, _ = run("compare", "study.yaml", "--dry-run")
+    assert code == 0 and "regnet" in out
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,10 @@ def test_a_budget_that_nothing_meets(run: Run, recipe: Path, tmp_path: Path):
 def test_tensorboard(run: Run, recipe: Path, tmp_path: Path):
     pytest.importorskip("tensorboard")
     run("train", "short.yaml", "-o", "out", "--seeds", "0", "--epochs", "1", "--tensorboard")
-    assert list((tmp_path / "out" / "seed-0" / "tensorboard").glob("events.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+
+    events = EventAccumulator(str(tmp_path / "out" / "seed-0" / "tensorboard")).Reload()
+    assert {"accuracy", "sparsity", "churn", "regrown", "overlap"} <= set(events.Tags()["scalars"])
 
 
 def test_a_failed_seed_is_shown_and_the_others_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -206,6 +209,10 @@ def test_the_list(run: Run):
         ),
         (("short.yaml", "--baseline", "--sparsity", "0.5"), "the run without pruning: give no --sparsity"),
         (("short.yaml", "--resolution", "0.1"), "--resolution is the precision of what --budget finds"),
+        (
+            ("short.yaml", "--budget", "1%", "--start", "start.safetensors", "--resolution", "0"),
+            "resolution must be positive, got 0",
+        ),
         (("dense.yaml",), "dense.yaml, line 6: sparsity is 0.9, but the method dense prunes nothing"),
         (("short.yaml", "--data", "digitz"), "unknown data 'digitz'"),
         (
@@ -221,6 +228,7 @@ def test_the_list(run: Run):
     ],
 )
 def test_mistakes_are_one_line(run: Run, recipe: Path, arguments: tuple[str, ...], said: str):
+    save_checkpoint(Path("start.safetensors"), DigitsCNN().state_dict())
     Path("dense.yaml").write_text(RECIPE.replace("target-grda", "dense"))
     code, out, err = run("train", *arguments)
     assert code == 2 and said in err and err.count("\n") == 1 and not out

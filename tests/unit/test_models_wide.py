@@ -110,3 +110,7 @@ def test_words_of_the_wide_models():
         names.model("wrn28-10", 10, open_checkpoint(nn.Linear(2, 2)), "net")
     with torch.device("meta"), pytest.raises(EspalierError, match=r"depth 6n \+ 4 .*, got 29"):
         names.model("wrn29x10", 10, open_checkpoint(nn.Linear(2, 2)), "net")
+
+
+def test_the_variant_of_the_paper_has_its_last_norm_s_momentum():
+    assert WideResNet(16, 1, bias=True).bn.momentum == 0.9 and WideResNet(16, 1).bn.momentum == 0.1
