@@ -85,12 +85,14 @@ class AbstractMethod(ABC):
         """
 
     def check(self, model: nn.Module, plan: Plan) -> None:
-        """Refuse what cannot be done, before anything is trained: a rule is made, a floor tried on the magnitudes.
+        """Refuse what cannot be done, before anything is trained.
+
+        A rule is made and its start checked, a floor tried on the magnitudes.
 
         Raises:
             EspalierError: says why not.
         """
-        self.rule(model, plan)
+        self.rule(model, plan).check_start()
         allocation, score = getattr(self, "allocation", None), getattr(self, "score", None)
         if isinstance(allocation, LAMP) and score is not None and score.signed:
             raise EspalierError(
@@ -169,6 +171,21 @@ class Rule:
         with FlopCounter() as counter:
             yield
         self.scored += counter.total
+
+    def check_start(self) -> None:
+        """Refuse a sparsity below the one that the network has.
+
+        Raises:
+            EspalierError: says both.
+        """
+        if not self.plan.sparsity:
+            return  # 0 asks for nothing
+        zeros, asked = self.zeros, self.entries - self.kept
+        if zeros > asked:
+            raise EspalierError(
+                f"a sparsity of {self.plan.sparsity} is {asked} zeros, but {zeros} of {self.entries} entries are zero "
+                "already; ask for a larger sparsity, or fine-tune with their mask"
+            )
 
     # --- what is trained
 

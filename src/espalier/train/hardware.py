@@ -1,7 +1,12 @@
-"""bf16 autocast and channels-last "where they pay": what "auto" means on this machine."""
+"""Mixed precision and channels-last "where they pay": what "auto" means on this machine, and under Accelerate."""
+
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from espalier._errors import EspalierError
 from espalier._forward import takes_channels_last
@@ -32,6 +37,27 @@ def use_bf16(training: Training, device: torch.device, mixed: str = "no") -> boo
             )
         return mixed == "bf16"
     return training.precision == "bf16" or (training.precision == "auto" and native_bf16(device))
+
+
+def autocast(accelerator: Accelerator, *, bf16: bool) -> AbstractContextManager[Any]:
+    """Mixed precision as Accelerate was started with, or bf16 where `use_bf16` says so."""
+    if accelerator.mixed_precision != "no":
+        return accelerator.autocast()  # type: ignore[no-any-return]
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=bf16)
+
+
+def prepared(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+    """Network and optimizer as Accelerate wraps them, without its mixed precision in the caller's `forward`.
+
+    That would stay there after the training, and measure in it; `autocast` is for the steps alone.
+    """
+    patched = ("forward", "_original_forward")
+    own = {name: vars(model)[name] for name in patched if name in vars(model)}
+    wrapped, stepper = accelerator.prepare(model, optimizer)
+    for name in patched:
+        vars(model).pop(name, None)
+    vars(model).update(own)
+    return wrapped, stepper
 
 
 def use_channels_last(training: Training, model: nn.Module, x: Tensor) -> bool:

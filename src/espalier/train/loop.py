@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from espalier._forward import logits_of, modes
 from espalier.checkpoint import open_checkpoint
 from espalier.data import AbstractSplit, Dataset, seeded
 from espalier.masks import Masks
-from espalier.methods import AbstractMethod, Dense, Fixed, Plan, Rule
+from espalier.methods import AbstractMethod, Dense, Fixed, Plan
 from espalier.optim import DualAveraging
 from espalier.processes import align
 from espalier.selection import select
 from espalier.train.distill import objective
-from espalier.train.hardware import use_bf16, use_channels_last
+from espalier.train.hardware import autocast, prepared, use_bf16, use_channels_last
 from espalier.train.history import Diverged, Epoch, History, settled
 from espalier.train.measure import Gauge
 from espalier.train.optimizers import OptimizerFactory, build, scheduler
@@ -142,7 +142,7 @@ class _Run:
         self.names = tuple(names) if names is not None else _names(model, method)
         plan = Plan(sparsity, self.names, training.epochs * self.steps_per_epoch, training)
         self.rule = method.rule(model, plan)
-        _check_sparser(self.rule)
+        self.rule.check_start()
         self.rule.batches = self.examples
         if self.rule.weights() is not None and self.accelerator.num_processes > 1:
             raise EspalierError(f"{type(method).__name__} trains in one process only; start one")
@@ -207,13 +207,7 @@ class _Run:
                 stack.callback(self.model.to, memory_format=torch.contiguous_format)
                 self.model.to(memory_format=torch.channels_last)
             # After the change of layout, which the gradient buckets of several processes are laid out by.
-            patched = ("forward", "_original_forward")
-            own = {name: vars(self.model)[name] for name in patched if name in vars(self.model)}
-            self.wrapped, self.stepper = self.accelerator.prepare(self.model, self.optimizer)
-            # Mixed precision is for the training steps, and not for good in the caller's network.
-            for name in patched:
-                vars(self.model).pop(name, None)
-            vars(self.model).update(own)
+            self.wrapped, self.stepper = prepared(self.accelerator, self.model, self.optimizer)
             stack.callback(self.rule.close)
             yield
 
@@ -299,7 +293,7 @@ class _Run:
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         weights = self.rule.weights()
-        with self.autocast():
+        with autocast(self.accelerator, bf16=self.bf16):
             if weights is None:
                 logits = logits_of(self.wrapped(x)).float()
             else:
@@ -318,12 +312,6 @@ class _Run:
         self.rule.after_step(number)
         self.scheduler.step()
         return loss
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision as Accelerate was started with, or bf16 where it pays."""
-        if self.accelerator.mixed_precision != "no":
-            return self.accelerator.autocast()  # type: ignore[no-any-return]
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16)
 
     def finish(self, epoch: int, loss: float | None, seconds: float, on_epoch: OnEpoch | None) -> None:
         """Measure the epoch; keep its record, then its state, then the log; then tell."""
@@ -415,18 +403,6 @@ def _check(
         )
     if training.labels and training.epochs and int(data.train.labels.min()) < 0:
         raise EspalierError(f"data set {data.name} has no labels: train towards a teacher with labels=False")
-
-
-def _check_sparser(rule: Rule) -> None:
-    """Refuse a sparsity below the one that the network has."""
-    if not rule.plan.sparsity:
-        return  # 0 asks for nothing
-    left, entries = Masks.from_zeros(rule.parameters).kept, rule.entries
-    if left < rule.kept:
-        raise EspalierError(
-            f"a sparsity of {rule.plan.sparsity} is {entries - rule.kept} zeros, but {entries - left} of {entries} "
-            "entries are zero already; ask for a larger sparsity, or fine-tune with their mask"
-        )
 
 
 def _freezes(optimizer: DualAveraging) -> bool:
