@@ -86,7 +86,7 @@ def test_inspect_json_follows_the_documented_schema(run: Run, dense: Path) -> No
     assert code == 0
     found = json.loads(out)
     assert found["selection"] == {
-        "scope": "weights", "tensors": 2, "entries": 1200, "zeros": 0, "parameters": 1240,
+        "scope": "weights", "tensors": 2, "entries": 1200, "zeros": 0, "parameters": 1240, "left_out": {},
     }  # fmt: skip
     assert found["amounts"]["0.5"]["kept"] == 600
     utopia = found["amounts"]["utopia"]

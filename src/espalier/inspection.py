@@ -106,6 +106,7 @@ class Inspection:
                 "entries": self.profile.entries,
                 "zeros": self.profile.zeros,
                 "parameters": self.profile.selection.parameters,
+                "left_out": dict(self.profile.selection.left_out),
             },
             "exact": self.profile.exact,
             "curve": _curve_dict(self.curve),
@@ -278,6 +279,8 @@ def _warnings(weights: Profile, choices: Mapping[str, Choice]) -> tuple[str, ...
 
 def _notes(weights: Profile, choices: Mapping[str, Choice], balanced: float) -> tuple[str, ...]:
     notes = [choices["utopia"].sentence]
+    if weights.selection.left_out:
+        notes.append(weights.selection.left_out_sentence)
     notes.append(
         "these answers see the weights only: moving scale between layers or folding batch-norm leaves the "
         "function of the network as it is and changes them; with every tensor divided by its rms utopia "

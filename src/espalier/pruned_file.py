@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class PrunedFile:
         bytes_before: size of the source on disk, 0 for what lived in memory.
         bytes_after: size of what was written.
         tensors: one record per selected tensor.
+        left_out: tensors that are no ordinary weights -> what they are; carried through untouched.
         notes: sentences worth reading: more zeros than asked, tensors left dense, tensors wiped out.
     """
 
@@ -71,6 +72,7 @@ class PrunedFile:
     bytes_after: int
     tensors: tuple[PrunedTensor, ...]
     notes: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:
@@ -161,9 +163,11 @@ def prune_file(
         bytes_before=checkpoint.bytes_on_disk,
         bytes_after=written.bytes,
         tensors=tensors,
+        left_out=selection.left_out,
         notes=(
             *checkpoint.notes,
             *written.notes,
+            *([selection.left_out_sentence] if selection.left_out else []),
             *notes,
             *_remarks(tensors, zeros, selection.entries, None if nm else sparsity),
             *_promise(amount, cosine),

@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint take part: scope, then `include` and `exclude` globs."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
@@ -18,15 +19,29 @@ class Selection:
     Args:
         names: full parameter names.
         shapes: name -> shape.
-        parameters: every floating non-buffer entry of the checkpoint, selected or not, tied ones once; the
+        parameters: every floating entry of the checkpoint but buffers and scales, selected or not, tied ones once; the
             denominator of "zeros / all parameters".
         scope: the scope the names were taken from.
+        left_out: floating tensors that are no ordinary weights -> what they are, such as "quantization scales".
+        left_out_entries: their entries, by reason.
     """
 
     names: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
     parameters: int
     scope: Scope = "weights"
+    left_out: dict[str, str] = field(default_factory=dict)
+    left_out_entries: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def left_out_sentence(self) -> str:
+        """How many tensors and parameters were left out, and why; "" where none was."""
+        if not self.left_out:
+            return ""
+        reasons = Counter(self.left_out.values())
+        kinds = ", ".join(f"{reasons[why]} {why} ({self.left_out_entries[why]:,})" for why in reasons)
+        total = sum(self.left_out_entries.values())
+        return f"left out: {plural(len(self.left_out), 'tensor')}, {plural(total, 'parameter')}: {kinds}"
 
     @property
     def entries(self) -> int:
@@ -52,7 +67,8 @@ def select(
     Scopes. "weights": real floating tensors of two or more dimensions that are neither normalization nor
     embedding nor buffer. "paper": every floating non-buffer tensor whose last name component is `weight` or
     `bias`, batch-norm and biases included, as in the published demo (which therefore leaves out
-    `in_proj_weight`, `weight_ih_l0` and tokens). "all": every floating non-buffer tensor.
+    `in_proj_weight`, `weight_ih_l0` and tokens). "all": every floating non-buffer tensor. No scope holds the
+    scales of quantized weights: their values belong to the integers beside them.
 
     Args:
         checkpoint: what to choose from.
@@ -80,16 +96,24 @@ def select(
         names = [name for name in names if name not in dropped]
     if not names:
         raise EspalierError(_nothing_left(infos, candidates, scope))
+    left_out = {name: info.why for name, info in infos.items() if info.why and info.floating}
+    for name in names:
+        left_out.pop(name, None)
+    entries: Counter[str] = Counter()
+    for name, why in left_out.items():
+        entries[why] += infos[name].entries
     return Selection(
         names=tuple(names),
         shapes={name: infos[name].shape for name in names},
         parameters=sum(info.entries for info in infos.values() if _prunable(info)),
         scope=scope,
+        left_out=left_out,
+        left_out_entries=dict(entries),
     )
 
 
 def _prunable(info: TensorInfo) -> bool:
-    return info.floating and info.kind != "buffer"
+    return info.floating and info.kind not in ("buffer", "scale")
 
 
 def _in_weights(name: str, info: TensorInfo) -> bool:
@@ -131,6 +155,11 @@ def _matching(
             hint = near_glob(pattern, [*dict.fromkeys([*candidates, *checkpoint.aliases, *checkpoint.infos])])
             raise EspalierError(f"{option} pattern {pattern!r} matches no tensor{where}.{hint}")
         if not inside:
+            if whys := sorted({info.why for name in everywhere if (info := checkpoint.infos[name]).why}):
+                raise EspalierError(
+                    f"{option} pattern {pattern!r} matches {listing(sorted(everywhere))}, which no scope selects: "
+                    f"{listing(whys)}. Drop the pattern."
+                )
             raise EspalierError(
                 f"{option} pattern {pattern!r} matches {listing(sorted(everywhere))}, outside scope "
                 f"{scope!r}; use a wider scope.{near(pattern, candidates)}"

@@ -127,6 +127,7 @@ def test_the_json_schema(network, streaming):
         "entries": 2250,
         "zeros": 0,
         "parameters": 2250,
+        "left_out": {},
     }
     curve = data["curve"]
     assert len(curve["sparsity"]) == len(curve["cosine"]) >= 101

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from espalier._errors import CheckpointError
 
-Kind = Literal["weight", "norm", "embedding", "buffer"]
+Kind = Literal["weight", "norm", "embedding", "buffer", "scale"]
 
 REAL_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 """The dtypes one can prune. Float8 stores values that are scaled elsewhere: carried through untouched."""
@@ -26,12 +26,15 @@ class TensorInfo:
         shape: its shape; `()` is a scalar.
         dtype: its element type.
         kind: what it is for: "norm" and "embedding" are known from the module, guessed from the name in a
-            file; "buffer" is everything that training does not touch, and every tensor that is not floating.
+            file; "buffer" is everything that training does not touch, and every tensor that is not floating;
+            "scale" is what a quantized or normalized weight is multiplied by, which no scope selects.
+        why: what the tensor is instead of a weight, as a plural noun; "" for tensors of an ordinary layer.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     kind: Kind = "weight"
+    why: str = ""
 
     @property
     def entries(self) -> int:

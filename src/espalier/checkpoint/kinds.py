@@ -7,6 +7,10 @@ import torch
 from torch import nn
 
 from espalier.checkpoint._base import REAL_DTYPES, Kind
+from espalier.checkpoint.quantized import QUANTIZATION, quantization_scales
+
+Known = tuple[Kind, str]
+"""The kind of a tensor, and what it is instead of a weight (see `TensorInfo.why`)."""
 
 _BUFFERS = re.compile(r"^(running_(mean|var)|num_batches_tracked|inv_freq|position_ids|total_(ops|params))$")
 _NORM = re.compile(r"norm|(^|_)(bn|ln|gn)(\d|_|$)", re.IGNORECASE)
@@ -24,16 +28,20 @@ _NORM_MODULES = (
 _EMBEDDING_MODULES = (nn.Embedding, nn.EmbeddingBag)
 
 
-def guess_kinds(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> dict[str, Kind]:
+def guess_kinds(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype]) -> dict[str, Known]:
     """Guess the kind of each tensor of a file from names, shapes and dtypes.
 
     A tensor is a norm when its prefix also has a `running_mean`, or when the component before `weight` or
     `bias` looks like one (`norm1`, `ln_f`, `LayerNorm`); an embedding when that component (of a matrix) or
     its own last component does (`wte`, `pos_embed`). Only the nearest component counts, so
-    `patch_embed.proj.weight` is a weight.
+    `patch_embed.proj.weight` is a weight. The scales of a quantized weight are scales.
     """
     normed = {name.rpartition(".")[0] for name in shapes if name.rpartition(".")[2] == "running_mean"}
-    return {name: _guess(name, shape, dtypes[name], normed) for name, shape in shapes.items()}
+    scales = quantization_scales(dtypes, shapes)
+    return {
+        name: ("scale", QUANTIZATION) if name in scales else (_guess(name, shape, dtypes[name], normed), "")
+        for name, shape in shapes.items()
+    }
 
 
 def _guess(name: str, shape: tuple[int, ...], dtype: torch.dtype, normed: set[str]) -> Kind:
@@ -54,7 +62,7 @@ def _guess(name: str, shape: tuple[int, ...], dtype: torch.dtype, normed: set[st
     return "weight"
 
 
-def module_kinds(module: nn.Module) -> dict[str, Kind]:
+def module_kinds(module: nn.Module) -> dict[str, Known]:
     """The kind of every parameter and buffer of a module, under every name it has.
 
     The type of the owner decides: torch's normalization and embedding layers, and classes whose name ends in
@@ -62,12 +70,17 @@ def module_kinds(module: nn.Module) -> dict[str, Kind]:
     guessed by name.
     """
     kinds: dict[str, Kind] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for prefix, owner in module.named_modules(remove_duplicate=False):
         for name, parameter in owner.named_parameters(prefix, recurse=False, remove_duplicate=False):
-            kinds[name] = _owned_kind(owner, name, parameter)
-        for name, _ in owner.named_buffers(prefix, recurse=False, remove_duplicate=False):
-            kinds[name] = "buffer"
-    return kinds
+            kinds[name], tensors[name] = _owned_kind(owner, name, parameter), parameter
+        for name, buffer in owner.named_buffers(prefix, recurse=False, remove_duplicate=False):
+            kinds[name], tensors[name] = "buffer", buffer
+    scales = quantization_scales(
+        {name: tensor.dtype for name, tensor in tensors.items()},
+        {name: tuple(tensor.shape) for name, tensor in tensors.items() if not nn.parameter.is_lazy(tensor)},
+    )
+    return {name: ("scale", QUANTIZATION) if name in scales else (kind, "") for name, kind in kinds.items()}
 
 
 def _owned_kind(owner: nn.Module, name: str, parameter: torch.Tensor) -> Kind:

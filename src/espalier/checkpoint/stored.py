@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from espalier._errors import CheckpointError, near
-from espalier.checkpoint._base import AbstractCheckpoint, Kind, Layout, TensorInfo
-from espalier.checkpoint.kinds import guess_kinds
+from espalier.checkpoint._base import AbstractCheckpoint, Layout, TensorInfo
+from espalier.checkpoint.kinds import Known, guess_kinds
 
 
 class AbstractStored(ABC):
@@ -158,7 +158,7 @@ class StoredCheckpoint(AbstractCheckpoint):
         path: Path | None = None,
         aliases: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
-        kinds: Mapping[str, Kind] | None = None,
+        kinds: Mapping[str, Known] | None = None,
         layout: Layout | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
@@ -171,7 +171,7 @@ class StoredCheckpoint(AbstractCheckpoint):
         if kinds is None:
             shapes = {name: at.shape for name, at in stored.items()}
             kinds = guess_kinds(shapes, {name: at.dtype for name, at in stored.items()})
-        self.infos = {name: TensorInfo(at.shape, at.dtype, kinds[name]) for name, at in stored.items()}
+        self.infos = {name: TensorInfo(at.shape, at.dtype, *kinds[name]) for name, at in stored.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._at(name).read()

@@ -73,7 +73,13 @@ def prune_directional_file(
         bytes_before=subject.checkpoint.bytes_on_disk,
         bytes_after=written.bytes,
         tensors=tensors,
-        notes=(*subject.checkpoint.notes, *written.notes, *notes),
+        left_out=selection.left_out,
+        notes=(
+            *subject.checkpoint.notes,
+            *written.notes,
+            *([selection.left_out_sentence] if selection.left_out else []),
+            *notes,
+        ),
     )
 
 
