@@ -57,3 +57,24 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class RankedTensors(LazyTensors):
+    """Scores, some of whose entries are required.
+
+    Args:
+        names: the keys, in order.
+        load: makes the tensor of a name; called at each access.
+        required: names of the tensors in which +inf marks an entry that every mask keeps.
+    """
+
+    def __init__(
+        self, names: Sequence[str], load: Callable[[str], Tensor], required: frozenset[str] = frozenset()
+    ) -> None:
+        super().__init__(names, load)
+        self.required = required
+
+
+def required_in(scores: Tensors) -> frozenset[str]:
+    """Names of the tensors in which +inf marks a required entry."""
+    return scores.required if isinstance(scores, RankedTensors) else frozenset()

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 import espalier
-from espalier._types import LazyTensors
 from espalier.allocate import AbstractAllocation, Global
 from espalier.amount import Amount
 from espalier.checkpoint import AbstractCheckpoint, rewrite
 from espalier.masks import Masks, indivisible
-from espalier.pruning import prune_checkpoint
-from espalier.scores import AbstractScore, Evidence, Magnitude, ranked
+from espalier.pruning import prune_checkpoint, selected_scores
+from espalier.scores import AbstractScore, Magnitude
 from espalier.selection import Selection
 
 
@@ -186,7 +185,7 @@ def _masks(
     if nm is None:
         return prune_checkpoint(checkpoint, selection, sparsity, score=score, allocation=allocation), []
     dense = indivisible(selection.shapes, nm[1])
-    scores = ranked(score, Evidence(LazyTensors(selection.names, checkpoint.__getitem__)))
+    scores = selected_scores(checkpoint, selection, score)
     notes = [f"left dense, their input axis is not divisible by {nm[1]}: {', '.join(dense)}"] if dense else []
     return Masks.from_nm(scores, *nm), notes
 

@@ -55,13 +55,14 @@ def prune(
 
     Raises:
         EspalierError: if the amount is not a sparsity in [0, 1), nothing can be selected, a weight is not
-            finite, or the allocation cannot meet its lower bounds. The module is as before then.
+            finite, or the allocation cannot meet its lower bounds (a floor, or one entry in each row of a
+            weight norm). The module is as before then.
     """
     checkpoint = open_checkpoint(unwrapped(module))
     selection = select(checkpoint, scope, include, exclude)
     if isinstance(amount, AbstractAmount):
         amount = amount.choose(profile(checkpoint, selection)).sparsity
-    scores = _scores(checkpoint, selection, score)
+    scores = selected_scores(checkpoint, selection, score)
     kept = kept_entries(selection.entries, amount)
     masks = Masks.from_scores(scores, allocation.counts(scores, kept))
     masks.apply_(module)
@@ -96,7 +97,7 @@ def prune_checkpoint(
     Raises:
         EspalierError: as `prune`.
     """
-    scores = _scores(checkpoint, selection, score)
+    scores = selected_scores(checkpoint, selection, score)
     counts = allocation.counts(scores, kept_entries(selection.entries, sparsity))
     return Masks.from_scores(scores, counts, shapes=selection.shapes)
 
@@ -121,6 +122,7 @@ def kept_entries(entries: int, sparsity: object) -> int:
     return entries - round(fraction * entries)
 
 
-def _scores(checkpoint: AbstractCheckpoint, selection: Selection, score: AbstractScore) -> Tensors:
+def selected_scores(checkpoint: AbstractCheckpoint, selection: Selection, score: AbstractScore) -> Tensors:
     """Scores of the selected tensors, each made when it is asked for."""
-    return ranked(score, Evidence(LazyTensors(selection.names, checkpoint.__getitem__)))
+    weights = LazyTensors(selection.names, checkpoint.__getitem__)
+    return ranked(score, Evidence(weights, groups=selection.groups))

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from espalier._errors import EspalierError, listing, near, near_glob, plural
 from espalier.checkpoint import AbstractCheckpoint, TensorInfo
+from espalier.checkpoint.reparametrized import groups_of
 
 Scope = Literal["weights", "paper", "all"]
 
@@ -22,6 +23,8 @@ class Selection:
         parameters: every floating entry of the checkpoint but buffers and scales, selected or not, tied ones once; the
             denominator of "zeros / all parameters".
         scope: the scope the names were taken from.
+        groups: selected name -> shape of its groups of entries, each of which keeps one: the rows of a weight norm,
+            the whole tensor under a spectral norm.
         left_out: floating tensors that are no ordinary weights -> what they are, such as "quantization scales".
         left_out_entries: their entries, by reason.
     """
@@ -30,6 +33,7 @@ class Selection:
     shapes: dict[str, tuple[int, ...]]
     parameters: int
     scope: Scope = "weights"
+    groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     left_out_entries: dict[str, int] = field(default_factory=dict)
 
@@ -68,7 +72,8 @@ def select(
     embedding nor buffer. "paper": every floating non-buffer tensor whose last name component is `weight` or
     `bias`, batch-norm and biases included, as in the published demo (which therefore leaves out
     `in_proj_weight`, `weight_ih_l0` and tokens). "all": every floating non-buffer tensor. No scope holds the
-    scales of quantized weights: their values belong to the integers beside them.
+    scales of quantized weights, whose values belong to the integers beside them, or the magnitudes of a weight
+    norm, whose zeros switch output units off.
 
     Args:
         checkpoint: what to choose from.
@@ -107,6 +112,7 @@ def select(
         shapes={name: infos[name].shape for name in names},
         parameters=sum(info.entries for info in infos.values() if _prunable(info)),
         scope=scope,
+        groups=groups_of({name: info.shape for name, info in infos.items()}, names),
         left_out=left_out,
         left_out_entries=dict(entries),
     )

@@ -55,9 +55,9 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def evidence(weights: Tensors) -> Evidence:
-    """Every field there is, drawn by the name of the field and the tensor."""
+    """Every field of tensors, drawn by the name of the field and the tensor."""
     found = {}
-    for field in set(Evidence.__dataclass_fields__) - {"weights", "seed"}:
+    for field in set(Evidence.__dataclass_fields__) - {"weights", "seed", "groups"}:
 
         def load(name: str, field: str = field) -> torch.Tensor:
             generator = torch.Generator().manual_seed(zlib.crc32(f"{field} {name}".encode()))

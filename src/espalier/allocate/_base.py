@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from espalier._errors import EspalierError
-from espalier._types import Counts, LazyTensors, Tensors
+from espalier._types import Counts, LazyTensors, Tensors, required_in
 from espalier.threshold import top_counts, top_mask
 
 
@@ -45,10 +45,12 @@ class Room:
     Args:
         shapes: of each tensor, in the order of the scores.
         nonzeros: entries of each tensor that may be kept.
+        required: entries of each tensor that are kept always (see `espalier.scores.ranked`).
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     nonzeros: Mapping[str, int]
+    required: Mapping[str, int]
 
     @property
     def entries(self) -> int:
@@ -58,12 +60,14 @@ class Room:
 
 def survey(scores: Tensors) -> Room:
     """Shapes and nonzeros, each tensor read once."""
-    shapes, nonzeros = {}, {}
+    shapes, nonzeros, required = {}, {}, {}
+    marked = required_in(scores)
     for name in scores:
         tensor = scores[name]
         shapes[name] = tuple(tensor.shape)
         nonzeros[name] = tensor.numel() - int((tensor == -torch.inf).sum())
-    return Room(shapes, nonzeros)
+        required[name] = int((tensor == torch.inf).sum()) if name in marked else 0
+    return Room(shapes, nonzeros, required)
 
 
 def budget(room: Room, kept: int) -> int:
@@ -76,7 +80,9 @@ def budget(room: Room, kept: int) -> int:
 
 
 def least(room: Room, kept: int, floors: Mapping[str, float], cause: str) -> Counts:
-    """Lower bounds from kept fractions, rounded up; a tensor cannot be held above its number of nonzeros.
+    """Lower bounds from kept fractions, rounded up, and from required entries.
+
+    A tensor cannot be held above its number of nonzeros.
 
     Args:
         room: what there is.
@@ -89,11 +95,16 @@ def least(room: Room, kept: int, floors: Mapping[str, float], cause: str) -> Cou
     """
     bounds = {
         # The small number takes back what rounding of the product may have added to a whole number.
-        name: min(math.ceil(floors[name] * math.prod(shape) - 1e-9), room.nonzeros[name])
+        name: max(
+            min(math.ceil(floors[name] * math.prod(shape) - 1e-9), room.nonzeros[name]), room.required[name]
+        )
         for name, shape in room.shapes.items()
     }
     total, entries = sum(bounds.values()), room.entries
     if total > kept:
+        if any(room.required.values()):
+            rows = "one entry in each row of a weight norm"
+            cause = f"{cause} with {rows}" if any(floors.values()) else rows
         reachable = math.floor((entries - total) / entries * 1e6) / 1e6
         raise EspalierError(
             f"{cause} keeps at least {total} of {entries} entries, but only {kept} are to be kept; the "
@@ -110,7 +121,8 @@ def check_fraction(value: float, argument: str) -> None:
 
 def ranked_counts(scores: Tensors, kept: int, floor: float) -> Counts:
     """One ranking of all entries, after each tensor has received its floor."""
-    if floor == 0 and kept > 0:
+    required = required_in(scores)
+    if floor == 0 and kept > 0 and not required:
         return top_counts(scores, kept)  # which refuses a rank that does not exist, at one pass less
     room = survey(scores)
     kept = budget(room, kept)

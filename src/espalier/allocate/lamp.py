@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError
-from espalier._types import Counts, LazyTensors, Tensors
+from espalier._types import Counts, RankedTensors, Tensors, required_in
 from espalier.allocate._base import AbstractAllocation, check_fraction, ranked_counts
 
 
@@ -43,12 +43,14 @@ class LAMP(AbstractAllocation):
 
     def counts(self, scores: Tensors, kept: int) -> Counts:
         """Counts of the entries whose layer-adaptive rank value is highest."""
-        return ranked_counts(
-            LazyTensors(list(scores), lambda name: lamp(scores[name], name)), kept, self.floor
+        required = required_in(scores)
+        shares = RankedTensors(
+            list(scores), lambda name: lamp(scores[name], name, name in required), required
         )
+        return ranked_counts(shares, kept, self.floor)
 
 
-def lamp(scores: Tensor, name: str = "") -> Tensor:
+def lamp(scores: Tensor, name: str = "", required: bool = False) -> Tensor:
     r"""The values \(s_u^2 / \sum_{v \ge u} s_v^2\) of one tensor, sorted descending (no longer in its shape).
 
     Only how many of them pass a threshold is ever asked, and sorted they need no second permutation.
@@ -56,21 +58,25 @@ def lamp(scores: Tensor, name: str = "") -> Tensor:
     Args:
         scores: not negative; -inf marks entries that are never kept, and stays.
         name: for messages.
+        required: +inf marks entries that are always kept; they stay too, and the others share the energy of the
+            others.
 
     Returns:
         A float64 vector as long as the scores have entries.
     """
     values = _descending(scores.detach().reshape(-1))
     alive = values.numel() - int((values == -torch.inf).sum())
-    top = values[:alive].double()
-    if alive and not (top[-1] >= 0 and top[0] < torch.inf):
+    first = int((values == torch.inf).sum()) if required else 0
+    top = values[first:alive].double()
+    if len(top) and not (top[-1] >= 0 and top[0] < torch.inf):
         raise EspalierError(
             f"LAMP needs scores that are finite and not negative, and {name!r} has others; use "
             "Global, Uniform or ERK."
         )
     energy = (top / top[:1].clamp(min=torch.finfo(torch.float64).tiny)).square_()
     shares = torch.full(values.shape, -torch.inf, dtype=torch.float64, device=values.device)
-    shares[:alive] = (energy / energy.cumsum(0)).nan_to_num_(0.0)
+    shares[:first] = torch.inf
+    shares[first:alive] = (energy / energy.cumsum(0)).nan_to_num_(0.0)
     return shares
 
 

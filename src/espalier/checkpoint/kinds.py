@@ -5,9 +5,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from espalier.checkpoint._base import REAL_DTYPES, Kind
 from espalier.checkpoint.quantized import QUANTIZATION, quantization_scales
+from espalier.checkpoint.reparametrized import MAGNITUDES, VECTORS, Norms, find_norms, plain_name
 
 Known = tuple[Kind, str]
 """The kind of a tensor, and what it is instead of a weight (see `TensorInfo.why`)."""
@@ -37,10 +39,23 @@ def guess_kinds(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torc
     `patch_embed.proj.weight` is a weight. The scales of a quantized weight are scales.
     """
     normed = {name.rpartition(".")[0] for name in shapes if name.rpartition(".")[2] == "running_mean"}
+    norms = find_norms(shapes)
+    known = _special(shapes, dtypes, norms)
+    return {
+        name: known.get(name) or (_guess(plain_name(name, norms), shape, dtypes[name], normed), "")
+        for name, shape in shapes.items()
+    }
+
+
+def _special(
+    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], norms: Norms
+) -> dict[str, Known]:
+    """The tensors that belong to another: scales of quantized weights, magnitudes and vectors of norms."""
     scales = quantization_scales(dtypes, shapes)
     return {
-        name: ("scale", QUANTIZATION) if name in scales else (_guess(name, shape, dtypes[name], normed), "")
-        for name, shape in shapes.items()
+        **dict.fromkeys(norms.vectors, ("buffer", VECTORS)),
+        **dict.fromkeys(norms.magnitudes, ("scale", MAGNITUDES)),
+        **dict.fromkeys(scales, ("scale", QUANTIZATION)),
     }
 
 
@@ -71,25 +86,28 @@ def module_kinds(module: nn.Module) -> dict[str, Known]:
     """
     kinds: dict[str, Kind] = {}
     tensors: dict[str, torch.Tensor] = {}
-    for prefix, owner in module.named_modules(remove_duplicate=False):
+    owners = dict(module.named_modules(remove_duplicate=False))
+    for prefix, owner in owners.items():
         for name, parameter in owner.named_parameters(prefix, recurse=False, remove_duplicate=False):
-            kinds[name], tensors[name] = _owned_kind(owner, name, parameter), parameter
+            plain = plain_name(name, Norms())  # of a parametrized module, the owner is the module itself
+            layer = owner if plain == name else owners[plain.rpartition(".")[0]]
+            kinds[name], tensors[name] = _owned_kind(layer, plain, parameter), parameter
         for name, buffer in owner.named_buffers(prefix, recurse=False, remove_duplicate=False):
             kinds[name], tensors[name] = "buffer", buffer
-    scales = quantization_scales(
-        {name: tensor.dtype for name, tensor in tensors.items()},
-        {name: tuple(tensor.shape) for name, tensor in tensors.items() if not nn.parameter.is_lazy(tensor)},
-    )
-    return {name: ("scale", QUANTIZATION) if name in scales else (kind, "") for name, kind in kinds.items()}
+    shapes = {name: tuple(t.shape) for name, t in tensors.items() if not nn.parameter.is_lazy(t)}
+    dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+    known = _special(shapes, dtypes, find_norms(shapes))
+    return {name: known.get(name) or (kind, "") for name, kind in kinds.items()}
 
 
 def _owned_kind(owner: nn.Module, name: str, parameter: torch.Tensor) -> Kind:
     if parameter.dtype not in REAL_DTYPES:
         return "buffer"
-    if isinstance(owner, _NORM_MODULES) or type(owner).__name__.endswith("Norm"):
+    cls = type_before_parametrizations(owner)
+    if isinstance(owner, _NORM_MODULES) or cls.__name__.endswith("Norm"):
         return "norm"
     if isinstance(owner, _EMBEDDING_MODULES):
         return "embedding"
-    if type(owner).__module__.startswith("torch.nn."):
+    if cls.__module__.startswith("torch.nn."):
         return "weight"
     return _guess(name, tuple(parameter.shape), parameter.dtype, set())

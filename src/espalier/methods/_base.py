@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from espalier._errors import EspalierError
 from espalier._types import Counts
 from espalier.allocate import LAMP, AbstractAllocation
+from espalier.checkpoint.reparametrized import groups_of
 from espalier.flops import FlopCounter
-from espalier.masks import Masks, named_parameters
+from espalier.masks import Masks, named_parameters, unwrapped
 from espalier.processes import align
 from espalier.pruning import kept_entries
 from espalier.scores import Evidence, Magnitude, ranked
@@ -117,7 +118,10 @@ def counts_by_magnitude(model: nn.Module, plan: Plan, allocation: AbstractAlloca
     parameters = named_parameters(model)
     weights = {name: parameters[name].detach() for name in plan.names}
     entries = sum(weight.numel() for weight in weights.values())
-    return allocation.counts(ranked(Magnitude(), Evidence(weights)), kept_entries(entries, plan.target))
+    buffers = unwrapped(model).named_buffers()
+    shapes = {name: tuple(tensor.shape) for name, tensor in [*parameters.items(), *buffers]}
+    evidence = Evidence(weights, groups=groups_of(shapes, plan.names))
+    return allocation.counts(ranked(Magnitude(), evidence), kept_entries(entries, plan.target))
 
 
 class Rule:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from espalier._errors import EspalierError, listing
 from espalier._forward import as_input, device_of, logits_of, modes
+from espalier.checkpoint.reparametrized import groups_of
 from espalier.data import seeded
 from espalier.masks import named_parameters, unwrapped
 from espalier.methods._base import Batches
@@ -87,7 +88,8 @@ def gather(
         found["synaptic_flow"] = synaptic_flow(model, parameters, x[:1])
     weights = {name: parameter.detach() for name, parameter in parameters.items()}
     answer: dict[str, Any] = {field: found[field] for field in found if field in needs}
-    return Evidence(weights, **answer)
+    shapes = {name: tuple(tensor.shape) for name, tensor in [*every.items(), *model.named_buffers()]}
+    return Evidence(weights, **answer, groups=groups_of(shapes, names))
 
 
 class _Groups:

@@ -1,6 +1,6 @@
 """Movement pruning: what training draws towards zero goes, and may come back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from espalier.methods._base import AbstractMethod, Plan
 from espalier.methods.masked import MaskRule, choose
 from espalier.methods.ramp import changes, check_ramp, sparsity_at
 from espalier.optim import CUBIC, AbstractSchedule
-from espalier.scores import AbstractScore, Evidence, Movement
+from espalier.scores import AbstractScore, Movement
 
 _MOVEMENT = Movement()
 
@@ -105,7 +105,7 @@ class _Moving(MaskRule):
             return
         progress, method = self.at[step], self.method
         sparsity = sparsity_at(progress, self.start, self.target, method.schedule)
-        evidence = Evidence(self.evidence().weights, movement=self.moved)
+        evidence = replace(self.evidence(), movement=self.moved)
         masks = choose(method.score, method.allocation, evidence, sparsity)
         if progress == 1:
             self.hold(masks)

@@ -1,15 +1,16 @@
 """What a score sees, what it answers, and the one place where existing zeros become the last to be kept."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from espalier._errors import EspalierError, listing, near
-from espalier._types import LazyTensors, Tensors
+from espalier._types import LazyTensors, RankedTensors, Tensors
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Evidence:
         synaptic_flow: dR/d|w| of the sum of outputs R of the network of absolute weights (see `SynFlow`).
         movement: minus w dL/dw, summed over the steps of a training run (see `Movement`).
         seed: of the run; 0 outside of one.
+        groups: parameter name -> shape of its groups of entries, broadcast against its own. Each group keeps at
+            least one entry: the rows of a weight norm, which are divided by their length.
     """
 
     weights: Tensors
@@ -41,6 +44,7 @@ class Evidence:
     synaptic_flow: Tensors | None = None
     movement: Tensors | None = None
     seed: int = 0
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def ranked(score: AbstractScore, evidence: Evidence) -> Tensors:
 
     Pruning again a network that has zeros must leave them zero, whatever the score says (a random or a
     gradient score may well prefer one). Every other score is raised to the smallest finite number where it
-    is -inf itself.
+    is -inf itself. Where entries form groups (`Evidence.groups`), the best nonzero entry of each is required:
+    its score is +inf, and every allocation keeps it.
 
     Args:
         score: the score to gather.
@@ -158,9 +163,34 @@ def ranked(score: AbstractScore, evidence: Evidence) -> Tensors:
                 "checkpoint, or leave the tensor out with `exclude`."
             )
         lowest = torch.finfo(values.dtype).min
-        return values.masked_fill(values == -torch.inf, lowest).masked_fill_(weight == 0, -torch.inf)
+        values = values.masked_fill(values == -torch.inf, lowest).masked_fill_(weight == 0, -torch.inf)
+        return with_required(values, evidence.groups[name]) if name in evidence.groups else values
 
-    return LazyTensors(list(evidence.weights), load)
+    required = frozenset(name for name in evidence.weights if name in evidence.groups)
+    return RankedTensors(list(evidence.weights), load, required)
+
+
+def with_required(scores: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """Scores in which the best entry of each group is +inf, and no other entry is.
+
+    Ties go to the first entry of the group. A group whose scores are all -inf has no best entry.
+
+    Args:
+        scores: floating; -inf marks entries that are never kept.
+        groups: as many dimensions as the scores, each of the same size or 1: the groups run along those of 1.
+    """
+    if not scores.numel():
+        return scores
+    along = [d for d, size in enumerate(groups) if size == 1]
+    order = [d for d in range(scores.dim()) if d not in along] + along
+    sorted_dims = scores.permute(order)
+    rows = sorted_dims.reshape(math.prod(groups), -1)
+    best = rows.amax(1, keepdim=True)
+    hits = (rows == best) & (best > -torch.inf)
+    first = hits & (hits.cumsum(1) == 1)
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    mask = first.view(sorted_dims.shape).permute(inverse)
+    return scores.clamp(max=torch.finfo(scores.dtype).max).masked_fill_(mask, torch.inf)
 
 
 class _LatestOnly(Mapping[str, Tensor]):
