@@ -1,5 +1,6 @@
 """How far can this network be pruned, and why: everything `espalier inspect` has to say, as one object."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ SCHEMA = 1
 
 WIPED = 0.01
 """Kept fraction of a tensor below which it is reported as (nearly) wiped out."""
+
+
+SMALL, DOMINANT = 0.01, 1 / 3
+"""A tensor with less than this share of the entries and more than this share of the energy is reported."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,6 +212,23 @@ def inspect(
     )
 
 
+def dominating(entries: Mapping[str, int], energies: Mapping[str, float]) -> list[str]:
+    """A warning for each small tensor that holds a large share of the energy, which often is no weight.
+
+    Args:
+        entries: entries of each selected tensor.
+        energies: sum of the squares of its entries.
+    """
+    count, total = sum(entries.values()), math.fsum(energies.values())
+    return [
+        f"tensor {name!r} holds {energies[name] / total:.0%} of the energy in {entries[name] / count:.2%} of the "
+        f"selected entries, so the cosine says little of the other tensors; if it is no weight, leave it out with "
+        f"exclude"
+        for name in entries
+        if entries[name] < SMALL * count and energies[name] > DOMINANT * total
+    ]
+
+
 def _check_same(selection: Selection, initial: AbstractCheckpoint) -> None:
     for name in selection.names:
         if name not in initial.infos:
@@ -260,6 +282,8 @@ def _floor_amount(weights: Profile, floor: float) -> Amount:
 
 def _warnings(weights: Profile, choices: Mapping[str, Choice]) -> tuple[str, ...]:
     found = [f"{key}: {text}" for key, choice in choices.items() for text in choice.amount.warnings]
+    energies = {name: tensor.rms**2 * tensor.entries for name, tensor in weights.tensors.items()}
+    found += dominating({name: tensor.entries for name, tensor in weights.tensors.items()}, energies)
     for name, tensor in weights.tensors.items():
         if tensor.entries == 0:
             found.append(f"tensor {name!r} has no entries")

@@ -14,6 +14,7 @@ import espalier
 from espalier.allocate import AbstractAllocation, Global
 from espalier.amount import Amount
 from espalier.checkpoint import AbstractCheckpoint, rewrite
+from espalier.inspection import dominating
 from espalier.masks import Masks, indivisible
 from espalier.pruning import prune_checkpoint, selected_scores
 from espalier.scores import AbstractScore, Magnitude
@@ -168,6 +169,9 @@ def prune_file(
             *written.notes,
             *([selection.left_out_sentence] if selection.left_out else []),
             *notes,
+            *dominating(
+                {t.name: t.entries for t in tensors}, {name: pair[0] for name, pair in energies.items()}
+            ),
             *_remarks(tensors, zeros, selection.entries, None if nm else sparsity),
             *_promise(amount, cosine),
         ),

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal, get_args
 
 from espalier._errors import EspalierError, listing, near, near_glob, plural
 from espalier.checkpoint import AbstractCheckpoint, TensorInfo
+from espalier.checkpoint.content import constants
 from espalier.checkpoint.reparametrized import groups_of
 
 Scope = Literal["weights", "paper", "all"]
@@ -66,7 +67,10 @@ def select(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Selection:
-    """Choose the tensors to prune; reads no tensor.
+    """Choose the tensors to prune.
+
+    Reads at most the first 65,536 entries of each tensor of a file that has an unusual name or shape, to see
+    whether it is a mask or a table. Of a module it reads nothing.
 
     Scopes. "weights": real floating tensors of two or more dimensions that are neither normalization nor
     embedding nor buffer. "paper": every floating non-buffer tensor whose last name component is `weight` or
@@ -79,7 +83,9 @@ def select(
         checkpoint: what to choose from.
         scope: which tensors are candidates.
         include: globs on full names (`fnmatch`, case-sensitive; `*` also matches dots); a candidate stays
-            when one matches. Empty: all stay. The name of a tied tensor stands for the one it repeats.
+            when one matches. Empty: all stay. The name of a tied tensor stands for the one it repeats. A
+            pattern that matches no candidate, but tensors that were left out for what they seem to be, selects
+            those.
         exclude: globs on full names; a candidate that matches one is left out.
 
     Returns:
@@ -90,14 +96,16 @@ def select(
     """
     if scope not in get_args(Scope):
         raise EspalierError(f"scope {scope!r} is unknown; use one of {', '.join(get_args(Scope))}")
-    infos = checkpoint.infos
+    infos = dict(checkpoint.infos)
+    for name, why in constants(checkpoint).items():
+        infos[name] = replace(infos[name], kind="buffer", why=why)
     candidates = [name for name, info in infos.items() if _SCOPES[scope](name, info)]
     names = candidates
     if include:
-        kept = _matching(include, candidates, checkpoint, scope, "include")
-        names = [name for name in names if name in kept]
+        kept = _matching(include, candidates, checkpoint, infos, scope, "include")
+        names = [name for name in infos if name in kept]
     if exclude:
-        dropped = _matching(exclude, candidates, checkpoint, scope, "exclude")
+        dropped = _matching(exclude, candidates, checkpoint, infos, scope, "exclude")
         names = [name for name in names if name not in dropped]
     if not names:
         raise EspalierError(_nothing_left(infos, candidates, scope))
@@ -110,7 +118,7 @@ def select(
     return Selection(
         names=tuple(names),
         shapes={name: infos[name].shape for name in names},
-        parameters=sum(info.entries for info in infos.values() if _prunable(info)),
+        parameters=sum(info.entries for name, info in infos.items() if _is_parameter(info) or name in names),
         scope=scope,
         groups=groups_of({name: info.shape for name, info in infos.items()}, names),
         left_out=left_out,
@@ -120,6 +128,10 @@ def select(
 
 def _prunable(info: TensorInfo) -> bool:
     return info.floating and info.kind not in ("buffer", "scale")
+
+
+def _is_parameter(info: TensorInfo) -> bool:
+    return info.floating and info.kind != "buffer"
 
 
 def _in_weights(name: str, info: TensorInfo) -> bool:
@@ -145,23 +157,32 @@ def _matching(
     patterns: Sequence[str],
     candidates: Sequence[str],
     checkpoint: AbstractCheckpoint,
+    infos: dict[str, TensorInfo],
     scope: Scope,
     option: str,
 ) -> set[str]:
-    """Candidates that match a pattern; every pattern has to match at least one."""
+    """Candidates that match a pattern; every pattern has to match at least one.
+
+    A pattern that matches only tensors left out for what they seem to be includes those, scales excepted.
+    """
     if isinstance(patterns, str):
         raise EspalierError(f"{option}={patterns!r} is one string; pass a list of patterns: [{patterns!r}]")
     found: set[str] = set()
+    left_out = {name for name, info in infos.items() if info.why and info.floating}
     for pattern in patterns:
         everywhere = set(_glob(pattern, checkpoint.infos))
         everywhere |= {checkpoint.aliases[alias] for alias in _glob(pattern, checkpoint.aliases)}
         inside = everywhere.intersection(candidates)
+        if not inside and option == "exclude" and everywhere & left_out:
+            continue
+        if not inside and option == "include":
+            inside = {name for name in everywhere & left_out if infos[name].kind != "scale"}
         if not everywhere:
             where = "" if checkpoint.path is None else f" of {checkpoint.path}"
             hint = near_glob(pattern, [*dict.fromkeys([*candidates, *checkpoint.aliases, *checkpoint.infos])])
             raise EspalierError(f"{option} pattern {pattern!r} matches no tensor{where}.{hint}")
         if not inside:
-            if whys := sorted({info.why for name in everywhere if (info := checkpoint.infos[name]).why}):
+            if whys := sorted({info.why for name in everywhere if (info := infos[name]).why}):
                 raise EspalierError(
                     f"{option} pattern {pattern!r} matches {listing(sorted(everywhere))}, which no scope selects: "
                     f"{listing(whys)}. Drop the pattern."

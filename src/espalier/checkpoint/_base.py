@@ -12,7 +12,7 @@ from torch import Tensor
 
 from espalier._errors import CheckpointError
 
-Kind = Literal["weight", "norm", "embedding", "buffer", "scale"]
+Kind = Literal["weight", "norm", "embedding", "buffer", "scale", "other"]
 
 REAL_DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 """The dtypes one can prune. Float8 stores values that are scaled elsewhere: carried through untouched."""
@@ -27,7 +27,8 @@ class TensorInfo:
         dtype: its element type.
         kind: what it is for: "norm" and "embedding" are known from the module, guessed from the name in a
             file; "buffer" is everything that training does not touch, and every tensor that is not floating;
-            "scale" is what a quantized or normalized weight is multiplied by, which no scope selects.
+            "scale" is what a quantized or normalized weight is multiplied by, which no scope selects; "other" is a
+            parameter that acts on one channel at a time, such as a gain.
         why: what the tensor is instead of a weight, as a plural noun; "" for tensors of an ordinary layer.
     """
 
@@ -81,6 +82,7 @@ class AbstractCheckpoint(Mapping[str, Tensor], ABC):
         metadata: strings stored beside the tensors.
         layout: how the tensors lie in files; None for what lives in memory.
         notes: sentences worth reading about what was read and what was left.
+        guessed: True if the kinds come from names and shapes, as in a file.
     """
 
     path: Path | None
@@ -89,6 +91,7 @@ class AbstractCheckpoint(Mapping[str, Tensor], ABC):
     metadata: dict[str, str]
     layout: Layout | None
     notes: tuple[str, ...] = ()
+    guessed: bool = True
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from espalier.checkpoint._base import REAL_DTYPES, Kind
 from espalier.checkpoint.quantized import QUANTIZATION, quantization_scales
 from espalier.checkpoint.reparametrized import MAGNITUDES, VECTORS, Norms, find_norms, plain_name
+from espalier.checkpoint.roles import role
 
 Known = tuple[Kind, str]
 """The kind of a tensor, and what it is instead of a weight (see `TensorInfo.why`)."""
@@ -20,6 +21,8 @@ _EMBEDDING = re.compile(
     r"embed|(^|_)emb(\d|_|$)|^wte$|^wpe$|^shared$|(^|_)position|token_type|relative_attention_bias|^(cls|class)_token",
     re.IGNORECASE,
 )
+_IN_MODULES: frozenset[Kind] = frozenset({"embedding", "other"})
+_IN_FILES: frozenset[Kind] = frozenset({"embedding", "other", "buffer"})
 _NORM_MODULES = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -36,15 +39,18 @@ def guess_kinds(shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torc
     A tensor is a norm when its prefix also has a `running_mean`, or when the component before `weight` or
     `bias` looks like one (`norm1`, `ln_f`, `LayerNorm`); an embedding when that component (of a matrix) or
     its own last component does (`wte`, `pos_embed`). Only the nearest component counts, so
-    `patch_embed.proj.weight` is a weight. The scales of a quantized weight are scales.
+    `patch_embed.proj.weight` is a weight. The scales of a quantized weight are scales. Constants and parameters
+    of one value a channel are told by `role`.
     """
     normed = {name.rpartition(".")[0] for name in shapes if name.rpartition(".")[2] == "running_mean"}
     norms = find_norms(shapes)
     known = _special(shapes, dtypes, norms)
-    return {
-        name: known.get(name) or (_guess(plain_name(name, norms), shape, dtypes[name], normed), "")
-        for name, shape in shapes.items()
-    }
+    kinds: dict[str, Known] = {}
+    for name, shape in shapes.items():
+        plain = plain_name(name, norms)
+        special = known.get(name) or (role(plain, shape, _IN_FILES) if dtypes[name] in REAL_DTYPES else None)
+        kinds[name] = special or (_guess(plain, shape, dtypes[name], normed), "")
+    return kinds
 
 
 def _special(
@@ -84,7 +90,7 @@ def module_kinds(module: nn.Module) -> dict[str, Known]:
     "Norm". Parameters that a class outside torch owns directly (`pos_embed` of a vision transformer) are
     guessed by name.
     """
-    kinds: dict[str, Kind] = {}
+    kinds: dict[str, Known] = {}
     tensors: dict[str, torch.Tensor] = {}
     owners = dict(module.named_modules(remove_duplicate=False))
     for prefix, owner in owners.items():
@@ -93,21 +99,22 @@ def module_kinds(module: nn.Module) -> dict[str, Known]:
             layer = owner if plain == name else owners[plain.rpartition(".")[0]]
             kinds[name], tensors[name] = _owned_kind(layer, plain, parameter), parameter
         for name, buffer in owner.named_buffers(prefix, recurse=False, remove_duplicate=False):
-            kinds[name], tensors[name] = "buffer", buffer
+            kinds[name], tensors[name] = ("buffer", ""), buffer
     shapes = {name: tuple(t.shape) for name, t in tensors.items() if not nn.parameter.is_lazy(t)}
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
     known = _special(shapes, dtypes, find_norms(shapes))
-    return {name: known.get(name) or (kind, "") for name, kind in kinds.items()}
+    return kinds | {name: known[name] for name in kinds if name in known}
 
 
-def _owned_kind(owner: nn.Module, name: str, parameter: torch.Tensor) -> Kind:
+def _owned_kind(owner: nn.Module, name: str, parameter: torch.Tensor) -> Known:
     if parameter.dtype not in REAL_DTYPES:
-        return "buffer"
+        return "buffer", ""
     cls = type_before_parametrizations(owner)
     if isinstance(owner, _NORM_MODULES) or cls.__name__.endswith("Norm"):
-        return "norm"
+        return "norm", ""
     if isinstance(owner, _EMBEDDING_MODULES):
-        return "embedding"
-    if cls.__module__.startswith("torch.nn."):
-        return "weight"
-    return _guess(name, tuple(parameter.shape), parameter.dtype, set())
+        return "embedding", ""
+    if cls.__module__.startswith("torch.nn.") or nn.parameter.is_lazy(parameter):
+        return "weight", ""
+    shape = tuple(parameter.shape)
+    return role(name, shape, _IN_MODULES) or (_guess(name, shape, parameter.dtype, set()), "")

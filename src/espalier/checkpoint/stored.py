@@ -168,6 +168,7 @@ class StoredCheckpoint(AbstractCheckpoint):
         self.metadata = dict(metadata or {})
         self.layout = layout
         self.notes = notes
+        self.guessed = kinds is None
         if kinds is None:
             shapes = {name: at.shape for name, at in stored.items()}
             kinds = guess_kinds(shapes, {name: at.dtype for name, at in stored.items()})
